@@ -43,22 +43,22 @@ _YES_NO = ((0, "no"), (1, "yes"))
 ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     ("Now", (
         Panel("Hosts", ((f"count(ovs_hotswap_info{{{_H}}})", ""),), "stat", width=3, height=4),
-        Panel("VMs without network", ((
+        Panel("No network: VMs", ((
             f"count((ovs_hotswap_vm_connected{{{_H}}} == 1) unless on (host, vm)"
             f' (ovs_hotswap_vm_owner{{{_H},certainty="owns"}} == 1)) or vector(0)', ""),),
             "stat", width=3, height=4, steps=_GREEN_RED),
-        Panel("VMs not protected", ((f"count(ovs_hotswap_vm_protected{{{_H}}} == 0) or vector(0)", ""),),
+        Panel("Not protected: VMs", ((f"count(ovs_hotswap_vm_protected{{{_H}}} == 0) or vector(0)", ""),),
               "stat", width=3, height=4, steps=_GREEN_RED),
-        Panel("Hosts without a standby", ((f"count(ovs_hotswap_standby_ready{{{_H}}} == 0) or vector(0)", ""),),
+        Panel("No standby: hosts", ((f"count(ovs_hotswap_standby_ready{{{_H}}} == 0) or vector(0)", ""),),
               "stat", width=3, height=4, steps=_GREEN_RED),
-        Panel("Hosts without a broker", ((f"count(ovs_hotswap_broker_up{{{_H}}} == 0) or vector(0)", ""),),
+        Panel("No broker: hosts", ((f"count(ovs_hotswap_broker_up{{{_H}}} == 0) or vector(0)", ""),),
               "stat", width=3, height=4, steps=_GREEN_RED),
-        Panel("Hosts with an upgrade under way",
+        Panel("Upgrading: hosts",
               ((f"sum(ovs_hotswap_upgrade_unfinished{{{_H}}}) or vector(0)", ""),), "stat", width=3, height=4),
-        Panel("Packets of VMs dropped", ((
+        Panel("Drops of VMs", ((
             f'sum(rate(ovs_hotswap_vm_dropped_packets_total{{{_H},reason!="not_ready"}}[$__rate_interval]))', ""),),
             "stat", "pps", width=3, height=4),
-        Panel("Parts that cannot be read", ((f"sum(ovs_hotswap_unknown{{{_H}}})", ""),),
+        Panel("Unknown parts", ((f"sum(ovs_hotswap_unknown{{{_H}}})", ""),),
               "stat", width=3, height=4, steps=_GREEN_RED),
     )),
     ("Who serves the VMs", (
@@ -76,14 +76,14 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     )),
     ("Packets that are dropped", (
         Panel("By reason, of VMs", ((
-            f"sum by (reason) (rate(ovs_hotswap_vm_dropped_packets_total{{{_H},vm=~\"$vm\"}}[$__rate_interval]))",
+            f"sum by (reason) (rate(ovs_hotswap_vm_dropped_packets_total{{{_H},vm=~\"$vm\"}}[$__rate_interval])) > 0",
             "{{reason}}"),), unit="pps", stacked=True),
         Panel("The ten VMs with the most", ((
             f'topk(10, sum by (host, vm) (rate(ovs_hotswap_vm_dropped_packets_total{{{_H},vm=~"$vm",'
-            'reason!="not_ready"}[$__rate_interval])))', "{{host}} {{vm}}"),), unit="pps"),
+            'reason!="not_ready"}[$__rate_interval]))) > 0', "{{host}} {{vm}}"),), unit="pps"),
         Panel("By reason, of hosts", ((
             f'sum by (reason, port) (rate(ovs_hotswap_dropped_packets_total{{{_H},reason!="pipeline"}}'
-            "[$__rate_interval]))", "{{reason}} {{port}}"),), unit="pps", stacked=True),
+            "[$__rate_interval])) > 0", "{{reason}} {{port}}"),), unit="pps", stacked=True),
         Panel("Packets by kind of flow", ((
             f"sum by (kind) (rate(ovs_hotswap_flow_packets_total{{{_H}}}[$__rate_interval]))", "{{kind}}"),),
             unit="pps"),
@@ -93,18 +93,18 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             (f"histogram_quantile({q}, sum by (le) (increase(ovs_hotswap_handover_seconds_bucket{{{_H}}}[$__range])))",
              name) for q, name in ((0.5, "half of them"), (0.99, "99 of 100"))),
             unit="s", width=8, text="The time in which a VM's rings have no owner, over the time that is shown."),
-        Panel("Upgrades that ended", ((
-            f"sum by (outcome) (increase(ovs_hotswap_upgrades_total{{{_H}}}[$__rate_interval]))", "{{outcome}}"),),
-            "timeseries", width=8, stacked=True),
-        Panel("Rollbacks by step and reason", ((
-            f"sum by (step, reason) (increase(ovs_hotswap_rollbacks_total{{{_H}}}[$__range])) > 0",
-            "{{step}} {{reason}}"),), "bargauge", width=8),
-        Panel("Failovers", ((
-            f"sum by (host, signal) (increase(ovs_hotswap_failovers_total{{{_H}}}[$__range])) > 0",
-            "{{host}} {{signal}}"),), "bargauge", width=12),
         Panel("Duration of a failover", ((
             f"histogram_quantile(0.99, sum by (le) (increase(ovs_hotswap_failover_seconds_bucket{{{_H}}}[$__range])))",
-            "99 of 100"),), unit="s", width=12),
+            "99 of 100"),), unit="s", width=8,
+            text="From the moment at which the failure was seen until the standby served the VMs."),
+        Panel("Upgrades since the boot", ((
+            f"sum by (outcome) (ovs_hotswap_upgrades_total{{{_H}}})", "{{outcome}}"),), width=8),
+        Panel("Rollbacks since the boot, by step and reason", ((
+            f"sum by (step, reason) (ovs_hotswap_rollbacks_total{{{_H}}})", "{{step}} {{reason}}"),),
+            "bargauge", height=5),
+        Panel("Failovers since the boot", ((
+            f"sum by (host, signal) (ovs_hotswap_failovers_total{{{_H}}}) > 0", "{{host}} {{signal}}"),),
+            "bargauge", height=5),
     )),
     ("Load", (
         Panel("PMD threads: time with packets", ((
@@ -115,7 +115,8 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             f"ovs_hotswap_packet_pool_buffers_in_use{{{_H}}} / ovs_hotswap_packet_pool_buffers{{{_H}}}",
             "{{host}} {{side}} node {{node}}"),), unit="percentunit"),
         Panel("Connections tracked", ((
-            f"ovs_hotswap_conntrack_connections{{{_H}}}", "{{host}} {{side}}"),), width=12, height=6),
+            f"ovs_hotswap_conntrack_connections{{{_H}}}", "{{host}} {{side}}"),), width=12, height=6,
+            text="Only hosts that others program track connections."),
         Panel("Duration of a scrape", ((f"ovs_hotswap_scrape_duration_seconds{{{_H}}}", "{{host}}"),),
               unit="s", width=12, height=6),
     )),
