@@ -14,12 +14,15 @@ from ovs_hotswap.backends import OwnerCertainty, Switches
 from ovs_hotswap.config import Config
 from ovs_hotswap.counters.drops import Reason
 from ovs_hotswap.counters.values import SwitchCounters
+from ovs_hotswap.metrics.collector import HostCollector
 from ovs_hotswap.metrics.history import History, with_events
 from ovs_hotswap.metrics.look import Look, Unfinished
 from ovs_hotswap.metrics.tally import Tally, drop_key
 from ovs_hotswap.model import Side
+from ovs_hotswap.system import System
 from tests.support.fake_backends import vm_status
-from tests.support.prometheus import ALERTS, promtool, try_rules
+from tests.support.prometheus import ALERTS, at_once, free_port, prometheus, promtool, served, try_rules
+from tests.support.waiting import eventually
 from tests.unit.test_metrics import COUNTERS, PARKED, Samples, exported, look, watch
 from tests.unit.test_monitoring_files import ALERTS as NAMES
 from tests.unit.test_monitoring_files import expressions
@@ -187,3 +190,20 @@ def test_prometheus_understands_every_panel_of_the_dashboard(tmp_path: Path) -> 
     file = tmp_path / "panels.yml"
     file.write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
     assert f"{len(rules)} rules found" in promtool("check", "rules", str(file))
+
+
+def test_a_real_prometheus_scrapes_a_host_on_which_nothing_runs(config: Config, tmp_path: Path) -> None:
+    """What is missing fires, what is unknown fires, and nothing is said of VMs that are not known."""
+    found = HostCollector(config, System(), host="hv1")
+    with served(found) as port:
+        rules = at_once(ALERTS.read_text())
+        with prometheus(tmp_path, f"127.0.0.1:{port}", free_port(), rules=rules) as seen:
+            eventually(lambda: "HotswapBrokerDown" in seen.firing(), lambda: str(seen.firing()), 60, poll_s=0.3)
+            assert seen.value('up{job="ovs-hotswap"}') == 1
+            assert seen.value("ovs_hotswap_scrape_duration_seconds") is not None
+            assert seen.firing() == {
+                "HotswapBrokerDown", "HotswapNoActiveInstance", "HotswapNoStandby", "HotswapPartUnknown",
+                "HotswapWatchdogDown",
+            }  # fmt: skip
+            log = (tmp_path / "prometheus.log").read_text()
+            assert log == "", "it has nothing to say against rules or metrics"

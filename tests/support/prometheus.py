@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import socket
 import subprocess
 import urllib.error
 import urllib.parse
@@ -12,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ovs_hotswap.metrics.collector import HostCollector, serve
 from tests.support.waiting import eventually
 
 ALERTS = Path(__file__).parents[2] / "docs/monitoring/alerts.yml"
@@ -94,3 +97,27 @@ def prometheus(
         finally:
             server.terminate()
             server.wait(30)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def served(found: HostCollector) -> Iterator[int]:
+    """Answer scrapes as long as the block lasts; the value is the port."""
+    server, thread = serve(found, "127.0.0.1", 0)
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def at_once(rules: str) -> str:
+    """The rules without their waiting."""
+    return re.sub(r"^        for: \w+$", "        for: 0s", rules, flags=re.MULTILINE)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import socket
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -39,6 +41,7 @@ from ovs_hotswap.switch.memory import PacketPool
 from ovs_hotswap.switch.paths import InstanceRecord
 from ovs_hotswap.system import System
 from ovs_hotswap.vm_ports import VmPort, write_ports
+from ovs_hotswap.waiting import wait_until
 from tests.support.fake_backends import vm_status
 from tests.unit.watch_bed import config as config
 
@@ -453,6 +456,32 @@ def test_it_answers_over_http_until_it_is_shut_down() -> None:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def test_the_command_answers_until_it_is_ended_and_ends_well(config: Config, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    side = '[instances.{0}]\npmd_cores = [0]\nuplink_devargs = "{0}"\n'
+    file = tmp_path / "config.toml"
+    file.write_text(f'overlay = "{config.overlay}"\nrun_dir = "{config.run_dir}"\nstate_dir = "{config.state_dir}"\n'
+                    + side.format("a") + side.format("b"))  # fmt: skip
+    argv = [sys.executable, "-m", "ovs_hotswap", "--config", str(file), "metrics", "serve", "--listen", address]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE) as process:
+
+        def answer() -> str:
+            try:
+                with urllib.request.urlopen(f"http://{address}/metrics") as found:
+                    return str(found.read().decode())
+            except OSError:
+                return ""
+
+        wait_until(lambda: process.poll() is not None or answer(), 30.0)
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert f'ovs_hotswap_broker_up{{host="{socket.gethostname()}"}} 0.0' in answer()
+        process.terminate()
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (0, b"")
 
 
 def test_an_address_that_another_program_has_is_an_error_with_the_address() -> None:
