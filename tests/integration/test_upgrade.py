@@ -35,9 +35,12 @@ from ovs_hotswap.lab.hugepages import read_pool
 from ovs_hotswap.model import Release, Severity, Side
 from ovs_hotswap.overlay.tables import Form, lines, render
 from ovs_hotswap.plan.executor import Event, EventKind
+from ovs_hotswap.reports.document import GapSource, Outcome, RunKind, RunReport, StageResult
+from ovs_hotswap.reports.store import Reports
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.system import System
+from ovs_hotswap.upgrade import run_report
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from tests.support.lab_bed import bring_up
 from tests.support.threads import policies_seen, thread_names, unusual
@@ -88,6 +91,10 @@ def untouched(bed: Lab, host: Host) -> None:
     with host.instances[Side.A].database() as database:
         assert "peer" not in database.interfaces()
     bed.pings.wait_flowing(30.0)
+
+
+def newest_report(host: Host) -> RunReport:
+    return Reports(run_report.directory(host.config), host.system).all()[0]
 
 
 def vsctl(host: Host, side: Side, *words: str) -> str:
@@ -142,8 +149,18 @@ def test_upgrade_and_rollback_lose_nothing(bed: Lab, host: Host) -> None:
     release = host.instances[Side.B].status().release
     assert release is not None
     assert release.name == TREE_NAME
+    there = newest_report(host)
     back = Upgrader(host).rollback(nobody)
     assert back.committed
+    for found, kind, name in ((there, RunKind.UPGRADE, TREE_NAME), (newest_report(host), RunKind.ROLLBACK, "host")):
+        assert (found.kind, found.outcome, found.release) == (kind, Outcome.DONE, name)
+        assert [stage.name for stage in found.stages] == list(found.steps)
+        assert {vm.name: [(gap.source, gap.step) for gap in vm.gaps] for vm in found.vms} == {
+            name: [(GapSource.HANDOVER, "move")] for name in ("vm1", "vm2")
+        }
+        assert {vm.handover_us for vm in found.vms} == set((report if found is there else back).moves.values())
+        assert {check.step for check in found.checks} == {"precheck", "postcheck"}
+        assert found.committed is not None
     assert back.release == "host"
     time.sleep(0.5)
     seen = bed.pings.between(before, bed.pings.mark())
@@ -184,9 +201,13 @@ def test_a_failure_before_the_commit_puts_everything_back(bed: Lab, host: Host, 
         if event.step == step and event.kind is EventKind.STARTED:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(RolledBack, match=f"step {step} failed: interrupted by SIGTERM"):
+    with pytest.raises(RolledBack, match=f"step {step} failed: interrupted by SIGTERM") as error:
         Upgrader(host).upgrade(TREE_NAME, interrupt)
     untouched(bed, host)
+    found = newest_report(host)
+    assert (found.outcome, found.failed_step, found.message) == (Outcome.ROLLED_BACK, step, error.value.message)
+    assert found.stages[-1].name == "start-standby"
+    assert found.stages[-1].undo
 
 
 def killed_at(bed: Lab, step: str) -> None:
@@ -224,6 +245,9 @@ def test_a_killed_upgrade_is_resumed(bed: Lab, host: Host, step: str) -> None:
     killed_at(bed, step)
     assert Upgrader(host).resume(nobody).committed
     assert host.active() is Side.B
+    found = newest_report(host)
+    assert found.outcome is Outcome.DONE
+    assert [stage.name for stage in found.stages if stage.result is StageResult.INTERRUPTED] == [step]
     time.sleep(0.5)
     assert sum(stats.lost for stats in bed.pings.between(before, bed.pings.mark())) == 0
 

@@ -1,18 +1,26 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from ovs_hotswap.lab.demo import DemoReport, DualReport
+from ovs_hotswap.config import Config
+from ovs_hotswap.lab.demo import Demo, DemoReport, DualReport
 from ovs_hotswap.lab.demo_reports import keep, with_guests
 from ovs_hotswap.lab.phases import GuestGaps, Phase
-from ovs_hotswap.lab.pings import PingStats
+from ovs_hotswap.lab.pings import Mark, PingStats, Stream
+from ovs_hotswap.lab.timeline import Gap as PingGap
 from ovs_hotswap.reports.document import Gap, GapSource, Pings
+from ovs_hotswap.reports.store import Reports
 from ovs_hotswap.system import System
-from tests.unit.report_sample import upgrade
+from tests.unit.report_sample import BEGUN, upgrade
+from tests.unit.watch_bed import Bed
+from tests.unit.watch_bed import config as config
 
 ANSWERED = PingStats("vm1", "host", 10, 10, 0, 0, 10.0, 12.5, 0.1, 0.2, 0.3)
 SILENT = replace(ANSWERED, guest="vm2", received=0, lost=10, longest_gap_ms=None, rtt_p50_ms=None, rtt_p99_ms=None,
@@ -63,3 +71,35 @@ def test_the_reports_of_several_demos_are_kept_together(tmp_path: Path) -> None:
     keep([earlier], tmp_path / "demo", System())
     (page,) = keep([upgrade()], tmp_path / "demo", System())
     assert "20261130-005220-upgrade" in page.read_text()
+
+
+class StubPings:
+    """The pings of one guest, whose longest gap was while the VM was moved."""
+
+    def mark(self) -> Mark:
+        return Mark(())
+
+    def between(self, _first: Mark, _second: Mark) -> list[PingStats]:
+        return [ANSWERED]
+
+    def gaps(self, _first: Mark, _second: Mark) -> dict[Stream, list[PingGap]]:
+        found = [PingGap(BEGUN + 2.4, BEGUN + 2.5, 100.0), PingGap(BEGUN + 9.0, BEGUN + 9.01, 10.0)]
+        return {Stream("vm1", "host", Path("/none")): found}
+
+
+def test_a_gap_of_a_phase_is_in_the_step_that_its_report_has_for_that_time(config: Config) -> None:
+    bed = Bed(config)
+    lab: Any = SimpleNamespace(config=config, pings=StubPings())
+    demo = Demo(lab, bed.world, print, contextlib.nullcontext)  # type: ignore[arg-type]  # nothing is shown
+    demo._host = bed.host
+
+    def act() -> dict[str, float]:
+        Reports(config.state_dir / "reports", bed.world).write(upgrade())
+        return {"vm1": 101.0}
+
+    assert demo.phase("quiet", dict).report is None
+    found = demo.phase("upgrade", act)
+    assert found.report == upgrade()
+    assert found.gaps == [GuestGaps("vm1", "host", None, 100.0, "move")]
+    again = demo.phase("rollback", dict)
+    assert (again.report, [each.step for each in again.gaps]) == (None, [None]), "that report is not of this phase"
