@@ -128,7 +128,7 @@ def gaps(report: RunReport) -> Chart | None:
         marks = [Mark(_across(number / (len(vms) - 1)), _up(share(ms)), shape, text)
                  for number, vm in enumerate(vms) for ms, shape, text in _values(vm)]  # fmt: skip
         up, limit = (tuple(Tick(_up(at), text) for at, text in each) for each in (ticks, lines))
-        return Chart(_PLOT, (), tuple(marks), up=up, limits=limit, size=2.5)
+        return Chart(_PLOT, (), tuple(marks), up=up, limits=limit, size=_size(len(vms)))
     height = _row_height(len(vms))
     middle = [height * (number + 0.5) for number in range(len(vms))]
     marks = [Mark(_across(share(ms)), y, shape, text)
@@ -171,7 +171,9 @@ def order(report: RunReport) -> Chart | None:
         height, up = _linear(max(end - begin for begin, end, _ in spans))
         marks = [Mark(_across(share(begin)), _up(height(end - begin)), "handover", text)
                  for (begin, end, _), text in zip(spans, texts, strict=True)]  # fmt: skip
-        return Chart(_PLOT, (), tuple(marks), across, tuple(Tick(_up(at), text) for at, text in up), size=2.5)
+        return Chart(
+            _PLOT, (), tuple(marks), across, tuple(Tick(_up(at), text) for at, text in up), size=_size(len(timed))
+        )
     row = _row_height(len(timed))
     rows, bars = [], []
     for number, ((begin, end, name), text) in enumerate(zip(spans, texts, strict=True)):
@@ -186,6 +188,11 @@ def order(report: RunReport) -> Chart | None:
 
 def _row_height(count: int) -> float:
     return _ROW_LARGE if count <= _LARGE else _ROW
+
+
+def _size(count: int) -> float:
+    """The radius of the marks of so many VMs side by side, in pixels."""
+    return round(min(4.0, max(2.5, 400 / count)), 1)
 
 
 def _within(percent: float) -> float:

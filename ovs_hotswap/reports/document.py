@@ -184,6 +184,11 @@ class RunReport:
         return max(0.0, self.ended - self.started)
 
     @property
+    def passed(self) -> list[VmPart]:
+        """The VMs that passed from one instance to another, by a handover or because the broker took them over."""
+        return [vm for vm in self.vms if vm.gaps]
+
+    @property
     def moved(self) -> list[VmPart]:
         """The VMs whose handover was timed."""
         return [vm for vm in self.vms if vm.handover_us is not None]

@@ -97,7 +97,7 @@ def _cards(report: RunReport, own: Figures) -> list[tuple[str, str, str]]:
     undone = sum(stage.undo for stage in report.stages)
     done = words.several(len(report.stages) - undone, "stage" if report.kind is RunKind.FAILOVER else "step")
     found = [("Took", words.seconds(report.seconds), f"{done}{f', {undone} undone' if undone else ''}")]
-    found.append(("VMs handed over", str(own.vms), _apart(report)))
+    found.append(("VMs that passed", str(own.vms), _passed(report)))
     if own.worst_us is not None:
         spread = ", ".join(f"{name} {words.milliseconds(us / 1e3)}" for name, us in
                            (("p50", own.p50_us), ("p99", own.p99_us)) if us is not None)  # fmt: skip
@@ -115,9 +115,15 @@ def _cards(report: RunReport, own: Figures) -> list[tuple[str, str, str]]:
     return found
 
 
-def _apart(report: RunReport) -> str:
-    apart = sum(vm.apart is not None for vm in report.vms)
-    return f"{apart} not" if apart else "all of them" if report.vms else "not known"
+def _passed(report: RunReport) -> str:
+    """How the VMs passed, and how many did not."""
+    if not report.vms:
+        return "nothing was changed" if report.outcome is Outcome.REFUSED else "not known of any"
+    taken = sum(any(gap.source is GapSource.STOPPED for gap in vm.gaps) for vm in report.vms)
+    left = len(report.vms) - len(report.passed)
+    parts = [f"{taken} taken over from a switch without a broker"] if taken else []
+    parts += [f"{left} did not"] if left else []
+    return "; ".join(parts) or "all of them"
 
 
 def _legend(report: RunReport) -> list[tuple[str, str]]:

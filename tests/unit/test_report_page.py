@@ -308,6 +308,21 @@ def test_what_guests_saw_is_beside_the_handover() -> None:
     ]  # fmt: skip
 
 
+PASSED: list[tuple[dict[str, Any], list[str]]] = [
+    ({}, ["2", "all of them"]),
+    ({"vms": ()}, ["0", "not known of any"]),
+    ({"vms": (), "outcome": Outcome.REFUSED}, ["0", "nothing was changed"]),
+    ({"vms": (VmPart("vm1", apart="left out"), VmPart("vm2", gaps=(Gap(GapSource.STOPPED, 7.0, None, "adopt"),)))},
+     ["1", "1 taken over from a switch without a broker; 1 did not"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "shown"), PASSED)
+def test_the_page_says_how_many_vms_passed(changes: dict[str, Any], shown: list[str]) -> None:
+    texts = read(replace(upgrade(), **changes)).texts
+    assert texts[texts.index("VMs that passed") + 1 :][:2] == shown
+
+
 def test_each_shape_is_explained_if_it_is_there() -> None:
     gaps = (Gap(GapSource.UPLINK, 250.0, None, "steer"), Gap(GapSource.STOPPED, 7.0, None, "adopt"))
     texts = read(replace(upgrade(), vms=(VmPart("vm1", gaps=gaps),))).texts
