@@ -18,11 +18,12 @@ from ovs_hotswap.host.host import Host
 from ovs_hotswap.metrics.history import Ended, EventsRead, History, with_events, with_upgrades
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import Intent, load_intent
+from ovs_hotswap.overlay.ports import UPLINK
 from ovs_hotswap.plan.journal import Journals, parse
 from ovs_hotswap.plan.records import Phase
 from ovs_hotswap.switch.paths import InstanceRecord, read_record
 from ovs_hotswap.system import System, files, host_error
-from ovs_hotswap.uplink.base import Uplink, make_uplink
+from ovs_hotswap.uplink.base import make_uplink
 from ovs_hotswap.vm_ports import VmPort
 from ovs_hotswap.watchdog import report
 
@@ -72,7 +73,8 @@ class HostReader:
         self._intent: tuple[tuple[int, int], Intent] | None = None
 
     def look(self) -> Look:
-        """Return what can be seen now. Raises nothing that has to do with the host's state."""
+        """Return what can be seen now. Raises StateUnknown only if it cannot be read what the two instances of a host
+        that others program are (``switch.paths.read_stock``)."""
         unknown: dict[tuple[str, str], str] = {}
 
         def tried(part: str, act: Callable[[], Kind]) -> Kind | None:
@@ -103,7 +105,7 @@ class HostReader:
                 time=system.wall(),
                 watch=report.read(config, system),
                 active=tried("active", host.recorded_active),
-                uplink=tried("uplink", self._uplink(host).owner) if known and self._steers else None,
+                uplink=tried("uplink", lambda: self._uplink_side(host, counters)) if known and self._steers else None,
                 vms=vms,
                 broker=tried("broker", lambda: host.broker.status()) if broker and silent is None else None,
                 readable=journal is not None,
@@ -122,10 +124,15 @@ class HostReader:
     def _steers(self) -> bool:
         return self._config.program is Program.OVERLAY and self._config.uplink.driver != "none"
 
-    def _uplink(self, host: Host) -> Uplink:
-        """Return the uplink's driver without a lasting connection to the kernel: each scrape has a thread of its own,
-        and such a connection belongs to one thread."""
-        return make_uplink(self._config, host.intent, host.uplink_ends)
+    def _uplink_side(self, host: Host, counters: Mapping[Side, SwitchCounters]) -> Side | None:
+        """Return the side to which the uplink is steered, without a question to a switch that may hang. The connection
+        to the kernel ends with the answer: each scrape has a thread of its own, and such a connection belongs to one
+        thread. Raises UplinkError."""
+        driver = self._config.uplink.driver
+        if driver == "exclusive":
+            found = [side for side, each in counters.items() if each.process and UPLINK in (each.ports or {})]
+            return found[0] if len(found) == 1 else None
+        return make_uplink(self._config, host.intent, host.uplink_ends, quick=driver == "announce").owner()
 
     def _counters(self, host: Host, side: Side) -> SwitchCounters:
         """Return what a side has counted. A bridge that others program has no flows of the overlay."""

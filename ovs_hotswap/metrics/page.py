@@ -61,6 +61,8 @@ def fill(page: Page, config: Config, look: Look, tally: Tally, history: History)
     page.add("info", 1, __version__, config.program, config.backend, mode)
     _instances(page, look)
     _broker(page, look)
+    differing = (*(look.broker.differing if look.broker is not None else ()), *look.watch["differing"])
+    page.add("configuration_differences", len({change.key for change in differing}))
     if mode != "off":
         _watchdog(page, look)
     _upgrades(page, look, history)
@@ -99,7 +101,6 @@ def _broker(page: Page, look: Look) -> None:
     page.add("broker_supervised", broker.supervised)
     page.add("broker_unsaved_vms", broker.unsaved)
     page.add("broker_leaving_vms", len(broker.leaving))
-    page.add("configuration_differences", len({*broker.differing, *look.watch["differing"]}))
 
 
 def _watchdog(page: Page, look: Look) -> None:

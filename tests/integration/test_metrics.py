@@ -23,7 +23,7 @@ from ovs_hotswap.system import System
 from tests.support.fake_backends import vm_status
 from tests.support.prometheus import ALERTS, at_once, free_port, prometheus, promtool, served, try_rules
 from tests.support.waiting import eventually
-from tests.unit.test_metrics import COUNTERS, PARKED, Samples, exported, look, watch
+from tests.unit.test_metrics import CORES, COUNTERS, PARKED, Samples, exported, look, watch
 from tests.unit.test_monitoring_files import ALERTS as NAMES
 from tests.unit.test_monitoring_files import expressions
 from tests.unit.watch_bed import config as config
@@ -92,7 +92,7 @@ ILL: dict[str, Ill] = {
     "HotswapUpgradeRolledBack": Ill(happens=lambda history: dataclasses.replace(
         history, upgrades={**history.upgrades, "rolled_back": 1})),
     "HotswapJournalDamaged": Ill({"readable": False, "unknown": {("journal", ""): "damaged"}}),
-    "HotswapConfigurationDiffers": Ill(seen(differing=["x"])),
+    "HotswapConfigurationDiffers": Ill(seen(differing=[CORES])),
     "HotswapVmDropsPackets": Ill(each_minute={drop_key(Reason.RING_FULL, "vm2"): 6000}),
     "HotswapVmSpoofs": Ill(each_minute={drop_key(Reason.SPOOFED, "vm2", 5): 600}),
     "HotswapHostDropsPackets": Ill(each_minute={drop_key(Reason.NIC_MISSED, "uplink"): 6000}),

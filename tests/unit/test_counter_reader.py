@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 
+from ovs_hotswap.config import Config
 from ovs_hotswap.counters.reading import PARTS, CounterReader
 from ovs_hotswap.counters.values import FlowCount
 from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.metrics.look import HostReader
+from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.tables import Kind, cookie
 from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.switch.paths import InstancePaths
@@ -193,3 +196,25 @@ def test_a_silent_switch_is_given_up_on_after_the_timeout(bed: Bed) -> None:
         assert set(look.unknown) == set(PARTS) - {"ports"}
         assert len(set(look.unknown.values())) == 1, "it was asked once"
     bed.paths.vswitchd_ctl.unlink()
+
+
+@pytest.mark.parametrize("driver", ["none", "exclusive"])
+def test_a_host_whose_one_instance_runs_is_looked_at_for_its_metrics(bed: Bed, tmp_path: Path, driver: str) -> None:
+    """With the driver `exclusive`, the side that has the uplink's port has the uplink."""
+    tables = {name: {"pmd_cores": [0], "uplink_devargs": name} for name in "ab"}
+    config = Config.model_validate({
+        "overlay": str(tmp_path / "overlay.toml"), "run_dir": str(tmp_path / "run"), "instances": tables,
+        "state_dir": str(tmp_path / "state"), "uplink": {"driver": driver},
+    })  # fmt: skip
+    config.overlay.write_text('[vtep]\naddress = "172.31.0.1/24"\nmac = "52:54:00:1f:00:01"\n')
+    there = InstancePaths.of(config, Side.A)
+    there.run_dir.mkdir(parents=True)
+    for name in ("vswitchd_ctl", "vswitchd_pid", "db_socket"):
+        getattr(there, name).symlink_to(getattr(bed.paths, name))
+    bed.rows[1]["ofport"] = 1
+    look = HostReader(config, bed.system).look()
+    assert {part for part, _ in look.unknown} == {"vms", "broker"}
+    assert look.uplink is (Side.A if driver == "exclusive" else None)
+    assert look.counters[Side.A].flows == (FlowCount("drop_spoofed", 5, 10, 3, 180),)
+    assert look.counters[Side.A].conntrack is None, "the overlay tracks no connections"
+    assert look.counters[Side.B].process is None

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from ovs_hotswap.backends import BackendMode, OwnerCertainty, Switches, SwitchRole, SwitchStatus
 from ovs_hotswap.broker.control.status import BrokerStatus
 from ovs_hotswap.config import Config
+from ovs_hotswap.config_changes import Change
 from ovs_hotswap.counters.drops import Reason
 from ovs_hotswap.counters.values import ConntrackCounts, PmdCounters, SwitchCounters
 from ovs_hotswap.errors import BusyError, HostError
@@ -251,6 +252,7 @@ def test_a_healthy_host(config: Config) -> None:
     assert not any(number for (name, _), number in found.items() if name == "unknown")
 
 
+CORES = Change("instances.a.pmd_cores", [1], [2])
 CHANGES: list[tuple[dict[str, Any], str, dict[str, str], float | None]] = [
     ({"active": None, "unknown": {("active", ""): "no"}}, "active", {"side": "a"}, None),
     ({"active": None, "unknown": {("active", ""): "no"}}, "unknown", {"part": "active", "side": ""}, 1),
@@ -266,6 +268,8 @@ CHANGES: list[tuple[dict[str, Any], str, dict[str, str], float | None]] = [
     ({"watch": watch(running=False, ready=False)}, "watchdog_healthy", {}, None),
     ({"watch": watch(health="suspect")}, "watchdog_healthy", {}, 0),
     ({"watch": watch(problem="no memory")}, "watchdog_problem", {"kind": "problem"}, 1),
+    ({"watch": watch(differing=[CORES, CORES])}, "configuration_differences", {}, 1),
+    ({"broker": None, "watch": watch(differing=[CORES])}, "configuration_differences", {}, 1),
     ({"watch": watch(standby=None)}, "standby_start_time_seconds", {}, None),
     ({"readable": False}, "journal_readable", {}, 0),
     ({"readable": False}, "upgrade_unfinished", {}, None),
