@@ -89,8 +89,9 @@ class HostCollector(Collector):
 def counted(look: Look) -> Counted:
     """Return the part of a look that is added up. Where the VMs are not known, nothing is new about who serves them."""
     vms = {vm.name: vm for vm in look.vms or ()}
+    ofports = None if look.ports is None else {name: port.ofport for name, port in look.ports.items()}
     return Counted(
-        look.time, look.counters, {name: port.ofport for name, port in look.ports.items()},
+        look.time, look.counters, ofports,
         serving_of(vms, look.active), {name: vm.moves for name, vm in vms.items()},
     )  # fmt: skip
 

@@ -13,6 +13,13 @@ from ovs_hotswap.plan.records import Facts, Kind, Phase, Record
 
 _DIED = re.compile(r"\binstance [ab] (?:died|is stopped|has ended|does not run)\b|\bovs-vswitchd has ended\b")
 _SIGNALS = ("process", "stopped", "pmd", "main-thread")  # docs/json.md: the event `failover`
+EVENTS = (
+    "failover", "rings", "failover-uplink", "uplink", "standby", "standby-died", "database", "start-failed", "restart",
+    "uplink-back", "uplink-restored", "gave-up", "not-parked", "trial", "quarantine", "trial-ended", "next-hop",
+    "next-hop-fault", "nics",
+)  # fmt: skip
+"""The events of the watchdog (docs/json.md), which are counted from 0: of a counter that appears with its first event,
+Prometheus would not see the growth."""
 COMMITTED, ROLLED_BACK = "committed", "rolled_back"
 
 
@@ -31,7 +38,7 @@ class History:
     upgrades: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys((COMMITTED, ROLLED_BACK), 0))
     rollbacks: Mapping[tuple[str, str], int] = field(default_factory=dict)
     failovers: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(_SIGNALS, 0))
-    events: Mapping[str, int] = field(default_factory=dict)
+    events: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(EVENTS, 0))
     handovers: Histogram = field(default_factory=lambda: Histogram.empty(HANDOVER_BUCKETS))
     failover_gaps: Histogram = field(default_factory=lambda: Histogram.empty(GAP_BUCKETS))
     uplink_gaps: Histogram = field(default_factory=lambda: Histogram.empty(GAP_BUCKETS))

@@ -60,7 +60,7 @@ class Look:
     unfinished: Unfinished | None = None
     records: Mapping[Side, InstanceRecord] = field(default_factory=dict)
     counters: Mapping[Side, SwitchCounters] = field(default_factory=dict)
-    ports: Mapping[str, VmPort] = field(default_factory=dict)
+    ports: Mapping[str, VmPort] | None = None
     vnis: Mapping[str, int] = field(default_factory=dict)
     unknown: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
@@ -89,7 +89,7 @@ class HostReader:
         intent = tried("intent", self._present_intent) if overlay else None
         host = self._make_host(config, system, quick=True, intent=intent)
         known = intent is not None or not overlay
-        ports = (tried("intent", lambda: host.vm_ports) or ()) if known else ()
+        ports = tried("intent", lambda: host.vm_ports) if known else None
         vms = tried("vms", lambda: tuple(host.backends.vms(read=False)))
         broker = config.backend is BackendMode.BROKER
         silent = unknown.get(("vms", "")) if broker else None
@@ -112,7 +112,7 @@ class HostReader:
                 unfinished=_unfinished(journal[0]) if journal else None,
                 records={side: found for side in Side if (found := read_record(host.instances[side].paths.record))},
                 counters=counters,
-                ports={port.name: port for port in ports},
+                ports=None if ports is None else {port.name: port for port in ports},
                 vnis={} if intent is None else {vm.name: vm.vni for vm in intent.vms},
                 unknown=unknown,
             )
@@ -199,7 +199,7 @@ def _ended(paths: list[Path]) -> Iterator[Ended]:
 def every_part(config: Config, running: Callable[[Side], bool]) -> Iterator[tuple[str, str]]:
     """Yield each part of a look that may be unknown, with its side: what does not apply to a host is left out."""
     overlay = config.program is Program.OVERLAY
-    leave = {"uplink", "intent"} if not overlay else {"uplink"} if config.uplink.driver == "none" else set()
+    leave = set() if overlay and config.uplink.driver != "none" else {"uplink"}
     leave |= set() if config.backend is BackendMode.BROKER else {"broker"}
     yield from ((part, "") for part in _HOST_PARTS if part not in leave)
     for side in Side:

@@ -139,7 +139,7 @@ def _upgrades(page: Page, look: Look, history: History) -> None:
 
 
 def _vms(page: Page, look: Look, *, protected: bool) -> None:
-    for name, port in look.ports.items():
+    for name, port in (look.ports or {}).items():
         page.add("vm_info", 1, name, port.name, port.bridge, port.ofport, look.vnis.get(name, ""))
     for vm in look.vms or ():
         page.add("vm_owner", 1, vm.name, vm.owner or "", vm.certainty)

@@ -54,12 +54,12 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """One look at what is counted. ``ofports``: of each VM's port. ``serving``: the side that serves each VM; a VM of
-    which that is not known is missing. ``moves``: of each VM."""
+    """One look at what is counted. ``ofports``: of each VM's port, ``None`` if these are not known. ``serving``: the
+    side that serves each VM; a VM of which that is not known is missing. ``moves``: of each VM."""
 
     time: float
     sides: Mapping[Side, SwitchCounters]
-    ofports: Mapping[str, int]
+    ofports: Mapping[str, int] | None
     serving: Mapping[str, Side]
     moves: Counts = field(default_factory=dict)
 
@@ -79,21 +79,27 @@ def flow_key(flow: FlowCount) -> str:
 
 
 def advance(tally: Tally, now: Counted) -> Tally:
-    """Return the sums after one more look. No sum is less than before, unless its VM is gone."""
+    """Return the sums after one more look. No sum is less than before, unless its VM is gone. While it is not known
+    which ports are VMs', nothing is added up: the look after that has all the growth."""
+    ofports = now.ofports
+    if ofports is None:
+        return tally
     sums, flows = dict(tally.drops), dict(tally.flows)
     seen = dict(tally.seen)
     for side, counters in now.sides.items():
         before = _before(tally.seen.get(side), counters)
-        counted = {part: _counted(part, counters, now.ofports) for part in _PARTS}
+        counted = {part: _counted(part, counters, ofports) for part in _PARTS}
         grown = [drop for part, found in counted.items() if not _first(part, before) for drop in _grown(before, found)]
-        duties = {drop.port: _duty(side, drop.port, tally, now) for drop in grown if drop.port in now.ofports}
+        duties = {drop.port: _duty(side, drop.port, tally, now) for drop in grown if drop.port in ofports}
         for drop in losses(grown, duties):
             key = drop_key(drop.reason, drop.port, drop.vni)
             sums[key] = sums.get(key, 0) + drop.packets
         _add_flows(flows, before, counters)
         seen[side] = _after(before, counters, counted)
-    gone = tally.serving.keys() - now.ofports.keys()
-    serving = {vm: side for vm, side in {**tally.serving, **now.serving}.items() if vm in now.ofports}
+        for drop in (drop for found in counted.values() for drop in found if drop.port not in ofports):
+            sums.setdefault(drop_key(drop.reason, drop.port, drop.vni), 0)  # so that the first drop shows as growth
+    gone = tally.serving.keys() - ofports.keys()
+    serving = {vm: side for vm, side in {**tally.serving, **now.serving}.items() if vm in ofports}
     moved = {vm: now.time for vm, side in serving.items() if tally.serving.get(vm, side) is not side}
     return Tally(
         {key: packets for key, packets in sums.items() if drop_of(key)[1] not in gone} if gone else sums,

@@ -110,6 +110,12 @@ def test_a_vm_that_is_gone_takes_its_counters_along() -> None:
     assert tally.serving == {}
 
 
+def test_while_it_is_not_known_which_ports_are_vms_nothing_is_lost() -> None:
+    unknown = dataclasses.replace(look(15, a=switch(3)), ofports=None)
+    tally = after(look(0, a=switch()), unknown, look(30, a=switch(7)))
+    assert tally.drops[FULL] == 7
+
+
 def test_flows_are_added_up_by_kind_over_both_sides() -> None:
     tally = after(look(0, a=switch(delivered=100), b=switch()),
                   look(15, a=switch(delivered=160), b=switch(delivered=7)),
@@ -143,6 +149,12 @@ def test_no_sum_ever_goes_backwards_and_every_sum_survives_the_file(steps: Any) 
             assert next_.flows[kind] >= packets
         tally = of_document(json.loads(json.dumps(document(Kept(next_, History()))))).tally
         assert tally == next_
+
+
+def test_what_a_host_drops_has_every_reason_from_the_beginning() -> None:
+    tally = after(look(0, a=switch()))
+    assert tally.drops[drop_key(Reason.UPCALL)] == 0
+    assert FULL not in tally.drops, "a VM's are made when they are exported"
 
 
 def test_a_vm_has_every_reason_from_the_beginning() -> None:
