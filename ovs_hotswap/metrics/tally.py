@@ -185,7 +185,7 @@ def _duty(side: Side, vm: str, tally: Tally, now: Counted) -> Duty:
     first, last = first or last, last or first
     if first is None:
         return Duty.SERVED
-    settling = vm in tally.moved and tally.time - tally.moved[vm] < _SETTLES_S
+    settling = vm in tally.moved and 0 <= tally.time - tally.moved[vm] < _SETTLES_S  # the clock may be set back
     if settling or first is not last:
         return Duty.MOVED
     return Duty.SERVED if side is last else Duty.STOOD_BY

@@ -78,6 +78,12 @@ def test_the_drops_around_a_move_have_a_reason_of_their_own_until_the_statistics
     assert tally.drops[FULL] == 10
 
 
+def test_a_clock_that_is_set_back_makes_no_move_last() -> None:
+    tally = after(look(7200, A, a=switch(), b=switch()), look(7215, B, a=switch(), b=switch()),
+                  look(15, B, a=switch(), b=switch()), look(30, B, a=switch(), b=switch(6)))  # fmt: skip
+    assert (tally.drops[FULL], tally.drops.get(drop_key(Reason.MOVED, "vm1"), 0)) == (6, 0)
+
+
 def test_a_failover_keeps_the_sums_of_the_side_that_died() -> None:
     gone = SwitchCounters(None, unknown={"ports": "it does not run"})
     before = after(look(0, A, a=switch(), b=switch()), look(15, A, a=switch(30, spoofed=2), b=switch()))
