@@ -14,7 +14,7 @@ from ovs_hotswap.backends import OwnerCertainty, Switches
 from ovs_hotswap.config import Config
 from ovs_hotswap.counters.drops import Reason
 from ovs_hotswap.counters.values import SwitchCounters
-from ovs_hotswap.metrics.collector import HostCollector
+from ovs_hotswap.metrics.collector import HostCollector, text
 from ovs_hotswap.metrics.history import History, with_events
 from ovs_hotswap.metrics.look import Look, Unfinished
 from ovs_hotswap.metrics.tally import Tally, drop_key
@@ -23,7 +23,7 @@ from ovs_hotswap.system import System
 from tests.support.fake_backends import vm_status
 from tests.support.prometheus import ALERTS, at_once, free_port, prometheus, promtool, served, try_rules
 from tests.support.waiting import eventually
-from tests.unit.test_metrics import CORES, COUNTERS, PARKED, Samples, exported, look, watch
+from tests.unit.test_metrics import CORES, COUNTERS, PARKED, Samples, collector, exported, look, watch
 from tests.unit.test_monitoring_files import ALERTS as NAMES
 from tests.unit.test_monitoring_files import expressions
 from tests.unit.watch_bed import config as config
@@ -38,6 +38,10 @@ HEALTHY = look(
 
 def test_promtool_accepts_the_rules() -> None:
     assert f"{len(NAMES)} rules found" in promtool("check", "rules", str(ALERTS))
+
+
+def test_promtool_has_nothing_to_say_of_names_types_and_texts(config: Config) -> None:
+    assert promtool("check", "metrics", given=text(collector(config, HEALTHY))) == ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,9 +21,11 @@ ALERTS = Path(__file__).parents[2] / "docs/monitoring/alerts.yml"
 _START_S = 30.0
 
 
-def promtool(*arguments: str) -> str:
-    """Run promtool; return what it says, for the message of an assertion. Raises AssertionError if it finds a fault."""
-    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60, check=False)
+def promtool(*arguments: str, given: str = "") -> str:
+    """Run promtool, which reads what is ``given``; return what it says. Raises AssertionError if it finds a fault."""
+    done = subprocess.run(
+        ["promtool", *arguments], input=given, capture_output=True, text=True, timeout=60, check=False
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
