@@ -15,11 +15,15 @@ import pytest
 from ovs_hotswap.config_file import load_config
 from ovs_hotswap.diagnose.asking import answers, asked
 from ovs_hotswap.diagnose.facts import Facts, Switch, Unseen
+from ovs_hotswap.diagnose.found import Cause
+from ovs_hotswap.diagnose.judging import report
 from ovs_hotswap.diagnose.looking import Look, wanted_of
 from ovs_hotswap.diagnose.switch_look import SwitchLook
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Life, Side
 from ovs_hotswap.switch.paths import InstancePaths
+from ovs_hotswap.system import System
+from ovs_hotswap.vm_ports import VmPort, write_ports
 from tests.unit import doctor_bed
 from tests.unit.diagnose_bed import FAR, HOP_MAC, OWN, VM1, VM2, VTEP
 from tests.unit.fake_system import FakeSystem
@@ -50,6 +54,14 @@ vtep = "{VTEP}"
 [[neighbour]]
 address = "{VTEP}"
 mac = "{HOP_MAC}"
+"""
+CLONE = """program = "clone"
+[instances.a]
+pmd_cores = [0]
+port_devices = { uplink = "x" }
+[instances.b]
+pmd_cores = [0]
+port_devices = { uplink = "y" }
 """
 SHOWN = """\
 netdev@ovs-netdev:
@@ -95,13 +107,15 @@ OFPST_PORT reply (OF1.4) (xid=0x2): 2 ports
 
 @dataclass
 class Bed:
-    """``told``: what ovs-vswitchd answers to each command; one that is missing is refused. ``pid_file`` is its own."""
+    """``told``: what ovs-vswitchd answers to each command; one that is missing is refused. ``pid_file`` is its own.
+    ``ids``: the ``external_ids`` of interfaces."""
 
     host: Host
     told: dict[str, Any]
     pid_file: Path
     asked: Daemon
     pauses: list[float]
+    ids: dict[str, list[list[str]]]
 
     def look(self) -> tuple[Switch, tuple[Unseen, ...]]:
         return SwitchLook(self.host, Side.A, wanted_of(self.host), lambda: self.pauses.append(1.0)).switch()
@@ -116,12 +130,14 @@ def bed() -> Iterator[Bed]:
     paths = InstancePaths.of(config, Side.A)
     paths.run_dir.mkdir(parents=True)
     told: dict[str, Any] = dict(TOLD)
+    ids: dict[str, list[list[str]]] = {}
 
     def command(method: str, params: list[Any]) -> Any:
         return told.get(method, RuntimeError(f'"{method}" is not a valid command'))
 
     def transact(method: str, params: list[Any]) -> Any:
-        named = [row(name=name, ofport=number) for name, number in (("vm1", 10), ("vm2", 11), ("uplink", 1))]
+        named = [row(name=name, ofport=number, external_ids=["map", ids.get(name, [])])
+                 for name, number in (("vm1", 10), ("vm2", 11), ("uplink", 1))]  # fmt: skip
         return [{"rows": named} for _ in params[1:]]
 
     def run(argv: Sequence[str]) -> tuple[int, str]:
@@ -134,7 +150,7 @@ def bed() -> Iterator[Bed]:
         file.write_text(f"{pid}\n")
         system.processes[pid] = ["daemon", f"--pidfile={file}"]
     daemons = Daemon(paths.vswitchd_ctl, command), Daemon(paths.db_socket, transact)
-    yield Bed(Host(config, system, quick=True), told, paths.vswitchd_pid, daemons[0], [])
+    yield Bed(Host(config, system, quick=True), told, paths.vswitchd_pid, daemons[0], [], ids)
     for daemon in daemons:
         daemon.close()
     shutil.rmtree(directory)
@@ -244,3 +260,42 @@ def test_the_next_hops_of_a_vm_are_asked_and_no_others(bed: Bed) -> None:
     assert look._hops(bed.host.intent, wanted) == [VTEP]
     alone = replace(wanted, vms={**wanted.vms, "vm1": replace(wanted.vms["vm1"], vni=7)})
     assert replace(look, vm="vm1")._hops(bed.host.intent, alone) == []
+
+
+def test_all_parts_of_a_host_become_facts(bed: Bed) -> None:
+    """Nothing of the host runs but the instance; what hangs or is missing is named, and keeps nothing from being
+    seen."""
+    config = bed.host.config
+    look = Look(config, bed.host.system, 0.6, probe=False)
+    assert look.facts().switch is None, "no side is recorded as active"
+    config.active_file.write_text("a")
+    facts = look.facts()
+    assert facts.active is Side.A
+    assert facts.switch is not None
+    assert facts.switch.neighbours == {VTEP: HOP_MAC}
+    assert facts.broker_fault is not None
+    assert "no process listens" in facts.broker_fault
+    assert facts.guests is None
+    assert facts.standby is not None
+    assert facts.standby.running is False
+    assert facts.unfinished is None
+    found = report(facts)
+    assert found.findings[0].cause is Cause.BROKER_GONE
+    assert Cause.NOT_POLLED not in {each.cause for each in found.findings}, "it is not known whether vm2 has a guest"
+
+
+def test_on_a_host_that_others_program_vms_have_the_macs_that_are_written_or_seen(bed: Bed, tmp_path: Path) -> None:
+    file, before = tmp_path / "clone.toml", bed.host.config
+    file.write_text(f'run_dir = "{before.run_dir}"\nstate_dir = "{before.state_dir}"\n{CLONE}')
+    config = load_config(file)
+    ports = tuple(VmPort(name=name, bridge="br0", ofport=number, socket=Path(f"/run/{name}.sock"))
+                  for name, number in (("vm1", 10), ("vm2", 11)))  # fmt: skip
+    write_ports(config, System(), ports)
+    config.active_file.write_text("a")
+    bed.ids["vm2"] = [["attached-mac", VM2.upper()]]
+    facts = Look(config, bed.host.system, 0.6, probe=False).facts()
+    assert not facts.wanted.overlay
+    assert {name: vm.mac for name, vm in facts.wanted.vms.items()} == {"vm1": VM1, "vm2": VM2}
+    assert facts.underlay is None
+    found = {each.cause for each in report(facts).findings}
+    assert found == {Cause.BROKER_GONE, Cause.PMD_STANDS, Cause.PORT_BLOCKED}
