@@ -16,6 +16,9 @@ _ETHERNET = re.compile(r"\beth\((?:src=(?P<source>[0-9a-f:]{17})(?P<any>/[^,)]*)
 _INNER = re.compile(r"\bipv[46]\((?:src=(?P<source>[^,)/]+)(?:/[^,)]*)?,)?(?:dst=(?P<to>[^,)/]+)(?P<mask>/[^,)]*)?)?")
 _PACKETS = re.compile(r"\bpackets:(?P<count>\d+)\b")
 _USED = re.compile(r"\bused:(?P<seconds>[\d.]+)s\b")
+_PUSH = re.compile(r"\btnl_push\(.*?\bipv[46]\(src=[^,]+,dst=(?P<address>[^,]+)")
+_INNERMOST = re.compile(r"\([^()]*\)")
+_ZONE = re.compile(r"\bzone=(\d+)")
 _MAC = re.compile(r"^(?:[0-9a-f]{2}:){5}[0-9a-f]{2}$")
 
 
@@ -71,6 +74,23 @@ def _flow(line: str) -> MegaFlow | None:
 
 def _whole(mac: str | None) -> str | None:
     return mac if mac is not None and _MAC.match(mac) else None
+
+
+def outputs(actions: str) -> list[str]:
+    """Return to where packets go: the numbers of ports, and the address of each tunnel's other end as ``-> address``.
+    The list is empty if they are dropped, or go to another lookup."""
+    found = [f"-> {tunnel['address']}" for tunnel in _PUSH.finditer(actions)]
+    flat, before = actions, None
+    while flat != before:
+        before, flat = flat, _INNERMOST.sub("", flat)
+    words = [word.strip() for word in flat.split(",")]
+    own = [word for number, word in enumerate(words) if word.isdecimal() and words[number - 1 : number] != ["tnl_push"]]
+    return [*own, *found]
+
+
+def zones(actions: str) -> set[int]:
+    """Return the zones of connection tracking that packets pass."""
+    return {int(zone) for zone in _ZONE.findall(actions)}
 
 
 def sender(flows: Iterable[MegaFlow], port: str) -> str | None:

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from ovs_hotswap.counters.values import PortCounters
 from ovs_hotswap.diagnose.facts import Facts, Guest, Switch, VmPort
 from ovs_hotswap.diagnose.found import Seen
+from ovs_hotswap.diagnose.megaflows import outputs
+from ovs_hotswap.diagnose.megaflows import zones as zones_of
 from ovs_hotswap.diagnose.underlay_faults import hop_of, vteps_of
 from ovs_hotswap.host.rings import RingSample
 from ovs_hotswap.model import Side
 from ovs_hotswap.wording import some
 
-_SHOWN = 4  # rings
+_SHOWN = 4  # rings, flows, VTEPs
+_FRESH_S = 5.0
 
 
 def of(facts: Facts, vm: VmPort | None) -> Iterator[Seen]:
@@ -22,6 +25,7 @@ def of(facts: Facts, vm: VmPort | None) -> Iterator[Seen]:
         yield from _guest(guest)
     if facts.switch is not None and vm is not None:
         yield from _port(facts, facts.switch, vm)
+        yield from _traffic(facts.switch, vm.name)
     if facts.switch is not None:
         yield from _switch(facts.switch)
     yield from _underlay(facts, vm)
@@ -56,6 +60,21 @@ def _port(facts: Facts, switch: Switch, vm: VmPort) -> Iterator[Seen]:
             f"it in {facts.seconds:.1f} s, {_more(before, after, 'tx_dropped')} dropped")  # fmt: skip
     limit = f"; what the guest sends is limited to {after.policing_kbps} kbit/s" if after.policing_kbps else ""
     yield Seen("port", text + limit)
+
+
+def _traffic(switch: Switch, vm: str) -> Iterator[Seen]:
+    """What the datapath does with what the VM has sent in the last seconds."""
+    names = {port.number: name for name, port in (switch.ports or {}).items() if port.number}
+    flows = [flow for flow in switch.megaflows or () if names.get(flow.port, flow.port) == vm and flow.fresh(_FRESH_S)]
+    for flow in sorted(flows, key=lambda each: -each.packets)[:_SHOWN]:
+        places = [f"into the tunnel to {place[3:]}" if place.startswith("-> ") else f"to {names.get(place, place)}"
+                  for place in outputs(flow.actions)]  # fmt: skip
+        to = f"for {flow.to}" if flow.to is not None else "for any MAC"
+        gone = " and ".join(places[:_SHOWN]) or ("dropped" if flow.drops else "to another lookup")
+        yield Seen("traffic", f"{to}: {gone}; {flow.packets} packets so far")
+    zones = sorted(set[int]().union(*(zones_of(flow.actions) for flow in flows)))
+    if zones:
+        yield Seen("conntrack", f"its packets pass zone {some([str(zone) for zone in zones])}")
 
 
 def _more(before: PortCounters, after: PortCounters, name: str) -> int:

@@ -63,6 +63,24 @@ def test_the_page_of_a_vm_shows_its_way() -> None:
         assert words in text
 
 
+def test_the_page_of_a_vm_shows_what_becomes_of_its_traffic() -> None:
+    flows = (
+        bed.flow(),
+        bed.flow(to=bed.VM2, actions="2", packets=99),
+        bed.flow(to=None, actions="ct(zone=7),recirc(1)"),
+        bed.flow(actions="1", used=9.0, packets=500),
+        bed.flow("vm2", packets=700),
+    )
+    ports = {**(bed.SWITCH.ports or {}), "vm2": bed.port("vm2", number="2")}
+    text = page(about_vm1(bed.switch(megaflows=flows, ports=ports)))
+    assert "for 52:54:00:64:00:02: to vm2; 99 packets so far" in text
+    assert f"for {FAR}: dropped; 12 packets so far" in text
+    assert "for any MAC: to another lookup" in text
+    assert "its packets pass zone 7" in text
+    assert "500 packets" not in text, "the last one came too long ago"
+    assert "700 packets" not in text, "they are another VM's"
+
+
 def test_each_finding_has_its_evidence_and_the_next_command() -> None:
     text = page(report(GONE))
     assert text.index("FAIL  The broker does not answer.") < text.index("seen: cannot connect")

@@ -182,6 +182,16 @@ def test_the_mac_behind_an_address_is_what_all_flows_say() -> None:
     assert megaflows.mac_of(other, "10.0.0.1") is None
 
 
+def test_where_the_flows_of_a_datapath_lead() -> None:
+    by_end = {(each.source, each.to): megaflows.outputs(each.actions) for each in megaflows.parse(DUMPED)}
+    assert by_end[bed.VM2, bed.FAR] == ["-> 172.31.0.2"], "and not to the port of the underlay behind it"
+    assert by_end[bed.VM1, bed.VM2] == []
+    assert megaflows.outputs("1,tnl_push(tnl_port(3),header(size=70,ipv6(src=fd00::1,dst=fd00::2,label=0))),4,2") == [
+        "1", "2", "-> fd00::2"]  # fmt: skip
+    assert megaflows.outputs("ct(zone=5,nat),recirc(0x3)") == []
+    assert megaflows.zones("ct(commit,zone=5,mark=0x1/0x1),ct(zone=12),recirc(0x1a)") == {5, 12}
+
+
 def test_the_mac_of_a_sender_is_the_only_one_of_its_port() -> None:
     flows = megaflows.parse(FLOWS)
     assert megaflows.sender(flows, "3") == "52:54:00:64:00:01"
