@@ -93,6 +93,10 @@ _POLICED = "ovs_rx_qos_drops"
 TO_GUEST = frozenset({*_SENDING.values(), Reason.NOT_READY})
 """The reasons for which a port of a VM drops what is for the VM."""
 
+DIFFERENCES = frozenset({Reason.NOT_READY, Reason.NO_BUFFER})
+"""The reasons that a port counts as the rest of its drops. Under load they may be some packets too many, as the switch
+reads a port's own counters a moment before the others (vswitchd/bridge.c, iface_refresh_stats)."""
+
 FLOWS: Mapping[str, Reason] = {
     "drop_spoofed": Reason.SPOOFED,
     "drop_unknown_from_vm": Reason.UNKNOWN_MAC,
@@ -205,13 +209,16 @@ def of_coverage(coverage: Mapping[str, int]) -> Iterator[Drop]:
 
 def growth(before: Iterable[Drop], after: Iterable[Drop]) -> tuple[Drop, ...]:
     """Return what was dropped between two looks at the same switch, in the order of ``after``. A counter that is less
-    than before was set back in between, so all of it is new. A counter that was not there before had been 0."""
+    than before was set back in between, so all of it is new; one that is the difference of two others (DIFFERENCES) has
+    then not grown, because these were not read at the same instant. A counter that was not there before had been 0."""
     known = {drop.place: drop.packets for drop in before}
-    return tuple(
-        replace(drop, packets=drop.packets - known.get(drop.place, 0) if drop.packets >= known.get(drop.place, 0)
-                else drop.packets)
-        for drop in after
-    )  # fmt: skip
+    return tuple(replace(drop, packets=_grown(drop, known.get(drop.place, 0))) for drop in after)
+
+
+def _grown(drop: Drop, known: int) -> int:
+    if drop.packets >= known:
+        return drop.packets - known
+    return 0 if drop.reason in DIFFERENCES else drop.packets
 
 
 class Duty(enum.Enum):

@@ -95,7 +95,7 @@ def document(kept: Kept) -> dict[str, Any]:
         "time": tally.time, "serving": tally.serving, "moved": tally.moved,
         "seen": {
             side: {"process": seen.process, "fresh": seen.fresh, "parts": sorted(seen.parts), "drops": seen.drops,
-                   "flows": seen.flows}
+                   "flows": seen.flows, "totals": seen.totals}
             for side, seen in tally.seen.items()
         },
         "upgrades": history.upgrades,
@@ -141,4 +141,4 @@ def _histogram(bounds: tuple[float, ...], found: list[Any]) -> Histogram:
 def _seen(found: dict[str, Any]) -> Seen:
     process = found["process"]
     return Seen(None if process is None else (process[0], process[1]), found["fresh"], frozenset(found["parts"]),
-                found["drops"], found["flows"])  # fmt: skip
+                found["drops"], found["flows"], found["totals"])  # fmt: skip

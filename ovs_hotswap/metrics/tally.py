@@ -21,19 +21,22 @@ Counts: TypeAlias = Mapping[str, int]
 """Counts by a text, so that thousands of them are written as JSON at once. That of a drop has its reason, port and VNI,
 that of a flow its kind, VNI and ofport, each with a blank between them (``drop_key``, ``flow_key``)."""
 _PARTS = ("ports", "flows", "coverage")
+_TOTALS = ("rx_packets", "tx_packets", "rx_dropped", "tx_dropped")  # a port sets all its counters back at once
 _SETTLES_S = 6.0  # other_config:stats-update-interval, which is 5 s by default, and what a look takes
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
     """The last look at a side. ``fresh``: its ``process`` began after the first look, so all that it counts is new.
-    ``parts``: those that were read of it. ``drops`` and ``flows``: what it had counted, without zeros."""
+    ``parts``: those that were read of it. ``drops`` and ``flows``: what it had counted, without zeros. ``totals``: all
+    packets of each port, which become fewer only if the port has set its counters back."""
 
     process: Process | None
     fresh: bool = False
     parts: frozenset[str] = frozenset()
     drops: Counts = field(default_factory=dict)
     flows: Counts = field(default_factory=dict)
+    totals: Counts = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +92,16 @@ def advance(tally: Tally, now: Counted) -> Tally:
     for side, counters in now.sides.items():
         before = _before(tally.seen.get(side), counters)
         counted = {part: _counted(part, counters, ofports) for part in _PARTS}
-        grown = [drop for part, found in counted.items() if not _first(part, before) for drop in _grown(before, found)]
+        totals = {name: sum(map(port.count, _TOTALS)) for name, port in (counters.ports or {}).items()}
+        reset = {name for name, total in totals.items() if total < before.totals.get(name, 0)}
+        grown = [drop for part, found in counted.items() if not _first(part, before)
+                 for drop in _grown(before, found, reset if part == "ports" else None)]  # fmt: skip
         duties = {drop.port: _duty(side, drop.port, tally, now) for drop in grown if drop.port in ofports}
         for drop in losses(grown, duties):
             key = drop_key(drop.reason, drop.port, drop.vni)
             sums[key] = sums.get(key, 0) + drop.packets
         _add_flows(flows, before, counters)
-        seen[side] = _after(before, counters, counted)
+        seen[side] = _after(before, counters, counted, totals, reset)
         for drop in (drop for found in counted.values() for drop in found if drop.port not in ofports):
             sums.setdefault(drop_key(drop.reason, drop.port, drop.vni), 0)  # so that the first drop shows as growth
     gone = tally.serving.keys() - ofports.keys()
@@ -143,14 +149,17 @@ def _first(part: str, before: Seen) -> bool:
     return part not in before.parts and not before.fresh
 
 
-def _grown(before: Seen, now: Iterable[Drop]) -> Iterator[Drop]:
-    """Yield what was counted since the last look. A counter that is less than before was set back since."""
+def _grown(before: Seen, now: Iterable[Drop], reset: Set[str] | None) -> Iterator[Drop]:
+    """Yield what was counted since the last look. ``reset``: the ports that have set their counters back since, so that
+    all they count is new; what another port counts is never less than before, except that the difference of two
+    counters (NOT_READY, NO_BUFFER) may seem so, as they were not read at the same instant. ``None``: a counter that is
+    less than before was set back by itself, as that of a flow that was replaced."""
     for drop in now:
-        if drop.packets:
-            known = before.drops.get(drop_key(drop.reason, drop.port, drop.vni), 0)
-            packets = drop.packets - known if drop.packets >= known else drop.packets
-            if packets:
-                yield Drop(drop.reason, packets, drop.port, drop.vni)
+        known = before.drops.get(drop_key(drop.reason, drop.port, drop.vni), 0)
+        if drop.port in reset if reset is not None else drop.packets < known:
+            known = 0
+        if drop.packets > known:
+            yield Drop(drop.reason, drop.packets - known, drop.port, drop.vni)
 
 
 def _add_flows(sums: dict[str, int], before: Seen, counters: SwitchCounters) -> None:
@@ -162,20 +171,23 @@ def _add_flows(sums: dict[str, int], before: Seen, counters: SwitchCounters) -> 
         sums[flow.kind] = sums.get(flow.kind, 0) + grown
 
 
-def _after(before: Seen, counters: SwitchCounters, counted: Mapping[str, Iterable[Drop]]) -> Seen:
+def _after(
+    before: Seen, counters: SwitchCounters, counted: Mapping[str, Iterable[Drop]], totals: Counts, reset: Set[str]
+) -> Seen:
     read = {part for part in _PARTS if getattr(counters, part) is not None}
     known = dict(before.drops)
-    for drops_ in counted.values():
+    for part, drops_ in counted.items():
         for drop in drops_:
             key = drop_key(drop.reason, drop.port, drop.vni)
-            if drop.packets:
-                known[key] = drop.packets
+            keeps = part == "ports" and drop.port not in reset
+            if packets := max(drop.packets, known.get(key, 0)) if keeps else drop.packets:
+                known[key] = packets
             else:
                 known.pop(key, None)
     flows = before.flows
     if counters.flows is not None:
         flows = {flow_key(flow): flow.packets for flow in counters.flows if flow.packets}
-    return Seen(before.process, before.fresh, before.parts | read, known, flows)
+    return Seen(before.process, before.fresh, before.parts | read, known, flows, {**before.totals, **totals})
 
 
 def _duty(side: Side, vm: str, tally: Tally, now: Counted) -> Duty:

@@ -239,6 +239,12 @@ def test_the_growth_between_two_looks() -> None:
     )  # fmt: skip
 
 
+def test_the_rest_of_a_ports_drops_that_is_less_than_before_has_not_grown() -> None:
+    """The counters of which it is the difference were not read at the same instant."""
+    before, after = [Drop(Reason.NOT_READY, 1003, "vm1")], [Drop(Reason.NOT_READY, 1000, "vm1")]
+    assert growth(before, after) == (Drop(Reason.NOT_READY, 0, "vm1"),)
+
+
 PLACES = st.sampled_from(
     [(Reason.RING_FULL, "vm1"), (Reason.MTU, "vm1"), (Reason.POLICING, "vm1"), (Reason.MTU, "vm2")]
 )

@@ -62,6 +62,29 @@ def test_a_counter_that_the_switch_set_back_continues_from_its_sum() -> None:
     assert tally.drops[FULL] == 12
 
 
+def rest(*counts: tuple[int, int]) -> list[Counted]:
+    """A port whose own counters, and whose drops in all, are these at one look after the other."""
+    looks = []
+    for number, (full, dropped) in enumerate(counts):
+        statistics = {"ovs_tx_failure_drops": full, "tx_dropped": dropped}
+        ports = {"vm1": PortCounters("vm1", "dpdkvhostuserclient", 10, statistics=statistics)}
+        looks.append(look(15.0 * number, a=SwitchCounters(OLD, ports=ports)))
+    return looks
+
+
+def test_the_rest_of_a_ports_drops_is_not_counted_again_after_it_was_read_between_two_packets() -> None:
+    """The port's own counters are read a moment before its drops in all."""
+    tally = after(*rest((0, 1000), (50, 1053), (90, 1090), (120, 1120)))
+    assert tally.drops[drop_key(Reason.NOT_READY, "vm1")] == 3
+    assert tally.drops[FULL] == 120
+
+
+def test_a_port_that_sets_its_counters_back_counts_from_zero_for_every_reason() -> None:
+    tally = after(*rest((10, 1000), (20, 1010), (5, 7)))
+    assert tally.drops[FULL] == 15
+    assert tally.drops[drop_key(Reason.NOT_READY, "vm1")] == 2
+
+
 def test_what_a_standby_counts_are_copies_but_what_the_vm_sends_to_it_is_none() -> None:
     tally = after(look(0, a=switch(), b=switch()), look(15, a=switch(1), b=switch(70, spoofed=5)))
     assert tally.drops[FULL] == 1
