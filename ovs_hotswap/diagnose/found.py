@@ -154,10 +154,11 @@ class Report:
         return self.findings[0].severity if self.findings else Severity.OK
 
 
-def ordered(found: Iterable[Found], vm: str | None = None) -> list[Found]:
-    """Return the findings worst first, each once. ``vm``: leave out what concerns other VMs alone."""
-    asked = (each for each in dict.fromkeys(found) if vm is None or each.vm in (None, vm))
-    return sorted(asked, key=lambda each: (_WORST.index(each.severity), _ORDER[each.cause], each.vm or ""))
+def ordered(found: Iterable[Found]) -> list[Found]:
+    """Return the findings worst first, each once."""
+    return sorted(
+        dict.fromkeys(found), key=lambda each: (_WORST.index(each.severity), _ORDER[each.cause], each.vm or "")
+    )
 
 
 def finding(found: Found) -> Finding:

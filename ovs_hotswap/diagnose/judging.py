@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ovs_hotswap.diagnose import host_faults, traffic_faults, underlay_faults, vm_faults
@@ -44,11 +44,10 @@ def report(facts: Facts, asked: Asked = Asked(), answers: Iterable[Answer] = ())
     vm = asked.vm.name if asked.vm is not None else None
     found = list(_all(facts, asked, answers))
     kept = ordered(found) if vm is None else _about(found, {vm, asked.target.vm if asked.target else None})
-    ports = {str(each.ofport): each.name for each in facts.wanted.vms.values()}
     return Report(
         vm, asked.to, facts.active, round(facts.seconds, 2), tuple(map(finding, kept)),
         tuple(seen_of(facts, asked.vm)),
-        tuple(_path(each, facts, ports) for each in answers), traffic_faults.dropped(facts, vm),
+        tuple(_path(each, facts) for each in answers), traffic_faults.dropped(facts, vm),
         tuple(_limits(facts, asked)),
     )  # fmt: skip
 
@@ -74,7 +73,7 @@ def _all(facts: Facts, asked: Asked, answers: Iterable[Answer]) -> Iterator[Foun
             last = answer.trace.steps[-1] if answer.trace.steps else None
             where = f"in table {last.table} of bridge {last.bridge}" if last else "by the switch"
             yield Found(
-                Cause.FLOWS_DROP, f"{answer.question.words} is dropped {where}.", tuple(_steps(answer, facts))[-3:],
+                Cause.FLOWS_DROP, f"{answer.question.words} is dropped {where}.", _path(answer, facts).steps[-3:],
                 "`ovs-appctl ofproto/trace` shows it whole: "
                 f"`{facts.switch.appctl('ofproto/trace', answer.question.bridge, answer.question.flow)}`"
                 if facts.switch is not None else "`ovs-hotswap status`", answer.question.vm,
@@ -83,21 +82,16 @@ def _all(facts: Facts, asked: Asked, answers: Iterable[Answer]) -> Iterator[Foun
         yield not_seen(each.part, each.why, each.command)
 
 
-def _steps(answer: Answer, facts: Facts) -> tuple[str, ...]:
-    ports = {str(each.ofport): each.name for each in facts.wanted.vms.values()}
-    return _path(answer, facts, ports).steps
-
-
-def _path(answer: Answer, facts: Facts, ports: Mapping[str, str]) -> Path:
-    by_ofport = facts.wanted.by_ofport()
+def _path(answer: Answer, facts: Facts) -> Path:
+    wanted, by_ofport = facts.wanted, facts.wanted.by_ofport()
 
     def meaning(cookie: int) -> str | None:
         return cookie_name(cookie, by_ofport) if cookie_kind(cookie) is not None else None
 
-    fixed = {"LOCAL": f"the bridge {facts.wanted.bridge} itself"}
-    fixed |= {str(number): name for name, number in facts.wanted.fixed_ports.items()}
-    steps = told(answer.trace, meaning, {**fixed, **ports} if facts.wanted.overlay else {})
-    return Path(f"{answer.question.words}.", steps, answer.trace.delivered)
+    ports = {(vm.bridge, str(vm.ofport)): vm.name for vm in wanted.vms.values()}
+    ports |= {(wanted.bridge, str(number)): name for name, number in wanted.fixed_ports.items()}
+    ports[wanted.bridge, "LOCAL"] = f"the bridge {wanted.bridge} itself"
+    return Path(f"{answer.question.words}.", told(answer.trace, meaning, ports), answer.trace.delivered)
 
 
 def _limits(facts: Facts, asked: Asked) -> Iterator[str]:
@@ -113,7 +107,7 @@ def _limits(facts: Facts, asked: Asked) -> Iterator[str]:
         return
     if not underlay.steers:
         yield "something else steers the uplink, so its rule and its frames cannot be judged"
-    elif underlay.proof is not None and underlay.proof.out is None and underlay.proof.into is None:
+    elif underlay.proof is None or (underlay.proof.out is None and underlay.proof.into is None):
         yield "no frames were sent to prove the uplink"
     vteps = underlay_faults.vteps_of(facts, asked.vm.name if asked.vm else None)
     behind = [vtep for vtep in vteps if vtep not in underlay.asked]

@@ -149,9 +149,11 @@ def _step(bridge: str, found: re.Match[str]) -> _Open | None:
 # ---------------------------------------------------------------------------------------------------------- in words
 
 
-def told(trace: Trace, meaning: Callable[[int], str | None], ports: Mapping[str, str]) -> tuple[str, ...]:
+def told(
+    trace: Trace, meaning: Callable[[int], str | None], ports: Mapping[tuple[str, str], str]
+) -> tuple[str, ...]:  # fmt: skip
     """Return what happens to the packet, a sentence for each step. ``meaning``: what the flows with a cookie do, if
-    they are flows of ours. ``ports``: the names of the ports of the bridge by OpenFlow number."""
+    they are flows of ours. ``ports``: the names of ports, by bridge and OpenFlow number."""
     found: list[str] = []
     for step in trace.steps:
         found.append(_told_step(step, meaning, ports))
@@ -159,24 +161,26 @@ def told(trace: Trace, meaning: Callable[[int], str | None], ports: Mapping[str,
     return (*found, _end(trace))
 
 
-def _told_step(step: Step, meaning: Callable[[int], str | None], ports: Mapping[str, str]) -> str:
+def _told_step(
+    step: Step, meaning: Callable[[int], str | None], ports: Mapping[tuple[str, str], str]
+) -> str:  # fmt: skip
     where = f"Bridge {step.bridge}, table {step.table}: "
     if step.priority is None:
         return f"{where}no flow matches, so the packet is dropped."
     known = meaning(step.cookie) if step.cookie else None
     which = known or f"the flow of priority {step.priority} that matches {step.match or 'everything'}"
-    done = [text for action, notes in step.actions if (text := _told_action(action, notes, ports))]
+    done = [text for action, notes in step.actions if (text := _told_action(action, notes, step.bridge, ports))]
     return f"{where}{which}{': ' if done else ''}{'; '.join(done)}."
 
 
-def _told_action(action: str, notes: tuple[str, ...], ports: Mapping[str, str]) -> str:
+def _told_action(action: str, notes: tuple[str, ...], bridge: str, ports: Mapping[tuple[str, str], str]) -> str:
     """Return an action in words; empty if it only prepares others."""
     refused = next((text for note in notes if (text := _refused(note))), "")
     tunnel = next((found["address"] for note in notes if (found := _TUNNEL.match(note))), None)
     if action == "drop":
         return "it is dropped"
     if output := _OUTPUT.match(action):
-        port = ports.get(output["port"], f"port {output['port']}")
+        port = ports.get((bridge, output["port"]), f"port {output['port']}")
         what = f"into the tunnel to {tunnel}" if tunnel is not None else f"out by {port}"
         return f"{what}, but {refused}" if refused else what
     if action == "NORMAL":

@@ -259,6 +259,20 @@ def test_on_bridges_of_others_the_report_says_where_it_ends() -> None:
     assert any("has not taken over" in limit for limit in nothing.limits)
 
 
+def test_a_way_through_bridges_of_others_names_the_ports_that_are_known() -> None:
+    foreign = replace(WANTED, overlay=False, bridge="", fixed_ports={})
+    steps = tuple(Step(bridge, 0, "", 5, 0, (("output:11", ()),)) for bridge in ("br0", "br-ex"))
+    answer = Answer(Question("A packet of vm1 to x", "br0", "in_port=10", "vm1", needed=False), Trace(steps, ("3",)))
+    (path,) = report(replace(HEALTHY, wanted=foreign), Asked(), [answer]).paths
+    assert path.steps[0].endswith("out by vm2.")
+    assert path.steps[1].endswith("out by port 11."), "a number means another port on another bridge"
+
+
+def test_without_frames_the_report_says_so() -> None:
+    limits = [report(bed.underlay(proof=proof)).limits for proof in (None, Proof(), Proof(True, True))]
+    assert [any("no frames were sent" in limit for limit in each) for each in limits] == [True, True, False]
+
+
 def test_drops_are_listed_with_those_that_grow_first() -> None:
     after = bed.counted("vm1", bed.counted("vm2", statistics={"ovs_rx_qos_drops": 50}),
                         statistics={"ovs_tx_failure_drops": 3, "tx_dropped": 3})  # fmt: skip

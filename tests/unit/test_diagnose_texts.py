@@ -65,7 +65,7 @@ Final flow: unchanged
 Megaflow: recirc_id=0,eth,in_port=1
 Datapath actions: drop
 """
-PORTS = {"1": "uplink", "2": "vxlan", "10": "vm1"}
+PORTS = {("br0", "1"): "uplink", ("br0", "2"): "vxlan", ("br0", "10"): "vm1", ("br1", "1"): "other"}
 
 
 def meaning(cookie: int) -> str | None:
