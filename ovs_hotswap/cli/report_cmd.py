@@ -236,6 +236,6 @@ def _vm_table(app: App, found: RunReport) -> None:
     app.output.table(("VM", "handover", "longest gap", "in step", "what it was"), [
         (vm.name, None if vm.handover_us is None else words.milliseconds(vm.handover_us / 1e3),
          words.milliseconds(vm.gaps[0].ms) if vm.gaps else None, vm.gaps[0].step if vm.gaps else None,
-         vm.apart or (words.SOURCES[vm.gaps[0].source] if vm.gaps else None))
+         vm.apart or vm.note or (words.SOURCES[vm.gaps[0].source] if vm.gaps else None))
         for vm in ordered
     ])  # fmt: skip

@@ -28,6 +28,10 @@ GOES_BACK = "goes_back"
 """The parameter of a plan that the command `rollback` has begun after a finished upgrade."""
 CHECKS = {"precheck": "prechecks", "postcheck": "postchecks"}
 """The facts that have the findings of a step, by the step's name. A finding is a list: check, severity, text, hint."""
+MOVED_BACK = "moved_back"
+"""The fact that has the microseconds of each VM's handover back to the old instance."""
+_BY_ITSELF = "its owner got the rings without a handover: an instance ended, or its guest began"
+_EARLIER_S = 5.0  # so much earlier than the watchdog the broker may see that a process has ended, on a busy host
 _SAME_US = 0.1  # the broker rounds the duration of the last move to this
 _STAGES = {
     "fenced": ("fence", "end the process that hangs, and see it dead"),
@@ -95,7 +99,7 @@ def of_plan(run: Run, seen: Seen) -> RunReport:
         descriptions=dict(seen.descriptions),
         committed=next((time for record, time in zip(run.records, run.times, strict=True)
                         if record.kind is Kind.COMMIT), None),
-        stages=tuple(found), vms=tuple(_vms(run, facts, found, ended, seen.vms)),
+        stages=tuple(found), vms=tuple(_vms(run, facts, found, ended, seen)),
         uplink_gap_ms=gap if isinstance(gap, float) else None, warnings=tuple(_texts(facts.get("warnings"))),
         checks=tuple(_checks(facts)), happenings=tuple(_happenings(run, ended, seen.events)),
     )  # fmt: skip
@@ -129,40 +133,59 @@ def _checks(facts: Facts) -> Iterable[CheckResult]:
                     yield CheckResult(step, check, Severity(severity), text, hint)
 
 
-def _vms(
-    run: Run, facts: Facts, found: Sequence[Stage], ended: float, vms: Sequence[VmStatus]
-) -> Iterable[VmPart]:  # fmt: skip
-    """The part of each VM: those that were moved, and those of which it is known that they were not."""
-    moves, stopped = _numbers(facts.get("moves")), _numbers(facts.get("stopped_ms"))
-    apart = _texts(run.parameters.get("leave_out"))
-    uplink = facts.get("uplink_gap_ms")
-    known = {vm.name: vm for vm in vms}
-    for name in dict.fromkeys([*known, *moves, *stopped]):
-        vm, gaps = known.get(name), []
-        last = None if vm is None else _last_move(vm, run.started, ended, found)
-        if last is not None:
-            gaps.append(last)
-        us = moves.get(name)
-        if us is not None and (last is None or abs(last.ms * 1e3 - us) > _SAME_US):
-            gaps.append(Gap(GapSource.HANDOVER, us / 1e3, None, "move"))
+def _vms(run: Run, facts: Facts, found: Sequence[Stage], ended: float, seen: Seen) -> Iterable[VmPart]:
+    """Yield the part of each VM that was moved or is known."""
+    timed = {back: _numbers(facts.get(name)) for back, name in ((False, "moves"), (True, MOVED_BACK))}
+    stopped, uplink = _numbers(facts.get("stopped_ms")), facts.get("uplink_gap_ms")
+    left_out, known = _texts(run.parameters.get("leave_out")), {vm.name: vm for vm in seen.vms}
+    for name in dict.fromkeys([*known, *timed[False], *timed[True], *stopped]):
+        vm = known.get(name)
+        since = None if vm is None or vm.owner_since is None else vm.owner_since
+        since = since if since is not None and run.started <= since <= ended else None
+        gaps, note, new = [], None, _side(run.parameters.get("new"))
+        for back, moves in timed.items():
+            if name in moves:
+                own = since if vm is not None and _was(vm, moves[name], new, back) else None
+                gaps.append(_handover(moves[name], own, found))
+        if since is not None and name not in stopped and not any(gap.begin is not None for gap in gaps):
+            gap = _since_failure(since, seen.events, run.started, found)
+            gaps, note = [*gaps, *([gap] if gap else [])], None if gap else _BY_ITSELF
         if name in stopped:
             gaps.append(Gap(GapSource.STOPPED, stopped[name], None, "adopt"))
         if gaps and isinstance(uplink, float):
             gaps.append(Gap(GapSource.UPLINK, uplink, None, "steer"))
-        yield VmPart(
-            name, us if us is not None else last.ms * 1e3 if last is not None else None,
-            None if vm is None or last is None else vm.owner_since, _sorted(gaps),
-            None if gaps else _why_apart(name, vm, apart),
-        )  # fmt: skip
+        us = timed[True].get(name, timed[False].get(name))
+        apart = None if gaps or note else _why_apart(name, vm, left_out)
+        yield VmPart(name, us, since, _sorted(gaps), apart, note)
 
 
-def _last_move(vm: VmStatus, started: float, ended: float, found: Sequence[Stage]) -> Gap | None:
-    """The VM's last handover, if it was in this run."""
-    since, us = vm.owner_since, vm.last_move_us
-    if since is None or not us or not started <= since <= ended:
-        return None
-    begin = since - us / 1e6
-    return Gap(GapSource.HANDOVER, us / 1e3, begin, running(found, begin, since))
+def _was(vm: VmStatus, us: float, new: Side | None, back: bool) -> bool:
+    """Whether the VM's owner has got the rings by this handover, of ``us`` microseconds. A VM that passed since because
+    an instance ended has another owner."""
+    there = new if not back or new is None else new.other
+    return vm.owner is there and vm.last_move_us is not None and abs(vm.last_move_us - us) <= _SAME_US
+
+
+def _handover(us: float, since: float | None, found: Sequence[Stage]) -> Gap:
+    """The gap of a handover, after which the owner had the rings at ``since``, if that is known."""
+    begin = None if since is None else since - us / 1e6
+    step = "move" if begin is None or since is None else running(found, begin, since)
+    return Gap(GapSource.HANDOVER, us / 1e3, begin, step)
+
+
+def _since_failure(
+    since: float, events: Sequence[Mapping[str, Any]], started: float, found: Sequence[Stage]
+) -> Gap | None:
+    """The time from the detection of a failure until a VM's owner got the rings; ``None`` if no failover of the run was
+    under way then."""
+    for each in events:
+        begun = each.get("detected")
+        if each.get("event") != "failover" or not isinstance(begun, int | float):
+            continue
+        took = max(_numbers(each.get("ms")).values(), default=0.0) / 1e3
+        if max(started, begun) <= since <= begun + took:
+            return Gap(GapSource.FAILOVER, (since - begun) * 1e3, float(begun), running(found, begun, since))
+    return None
 
 
 def _why_apart(name: str, vm: VmStatus | None, left_out: Sequence[str]) -> str | None:
@@ -221,16 +244,22 @@ def _failover_stages(begun: float, ms: Mapping[str, float]) -> list[Stage]:
 def _after_failover(
     begun: float, new: Side, found: Sequence[Stage], left: Sequence[str], vms: Sequence[VmStatus]
 ) -> Iterable[VmPart]:  # fmt: skip
+    """Yield the part of each VM. The broker reports since when the owner has the rings, and no duration, because it
+    made no handover; a QEMU with two back ends reports how long they had no owner, and no time."""
     for vm in vms:
         since, us = vm.owner_since, vm.last_move_us
         why = "it was not moved" if vm.name in left else _why_apart(vm.name, vm, ())
-        if vm.owner is not new or not us or (since is not None and since < begun - us / 1e6):
-            yield VmPart(vm.name, apart=why or "it was not moved in this failover")
-            continue
-        gaps = [Gap(GapSource.HANDOVER, us / 1e3, None if since is None else since - us / 1e6)]
-        if since is not None and since > begun:
-            gaps.append(Gap(GapSource.FAILOVER, (since - begun) * 1e3, begun, running(found, begun, since)))
-        yield VmPart(vm.name, us, since, _sorted(gaps), why)
+        if why is not None or vm.owner is not new or (since is not None and since < begun - _EARLIER_S):
+            served = f"instance {new} served it before" if vm.owner is new else f"instance {vm.owner} serves it"
+            yield VmPart(vm.name, apart=why or (served if vm.owner else "no instance serves it"))
+        elif since is None:
+            gaps = () if us is None else (Gap(GapSource.HANDOVER, us / 1e3),)
+            yield VmPart(vm.name, us, None, gaps, None, None if gaps else _BY_ITSELF)
+        elif since < begun:
+            yield VmPart(vm.name, None, since, note="it passed before the watchdog had detected the failure")
+        else:
+            yield VmPart(vm.name, None, since, (Gap(GapSource.FAILOVER, (since - begun) * 1e3, begun,
+                                                    running(found, begun, since)),))  # fmt: skip
 
 
 def _faults(events: Iterable[Mapping[str, Any]]) -> Iterable[str]:

@@ -103,14 +103,19 @@ class Pings:
 
 @dataclass(frozen=True, slots=True)
 class VmPart:
-    """What became of one VM. ``handover_us``: the microseconds of its handover, or of the last one if it was moved
-    back. ``since``: when its owner got the rings. ``gaps``: the longest first. ``apart``: why it was not moved."""
+    """What became of one VM.
+
+    ``handover_us``: the microseconds of its handover, or of the one by which it was moved back. ``since``: when its
+    owner got the rings, if that was in the run. ``gaps``: the longest first. ``apart``: why it did not pass. ``note``:
+    how it passed, if it is not known how long that took.
+    """
 
     name: str
     handover_us: float | None = None
     since: float | None = None
     gaps: tuple[Gap, ...] = ()
     apart: str | None = None
+    note: str | None = None
     pings: tuple[Pings, ...] = ()
 
     @property
@@ -186,7 +191,7 @@ class RunReport:
     @property
     def passed(self) -> list[VmPart]:
         """The VMs that passed from one instance to another, by a handover or because the broker took them over."""
-        return [vm for vm in self.vms if vm.gaps]
+        return [vm for vm in self.vms if vm.gaps or vm.note]
 
     @property
     def moved(self) -> list[VmPart]:

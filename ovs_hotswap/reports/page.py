@@ -162,7 +162,7 @@ def _row(vm: VmPart) -> dict[str, Any]:
         "handover": "" if vm.handover_us is None else words.milliseconds(vm.handover_us / 1e3),
         "longest": words.milliseconds(vm.gaps[0].ms) if vm.gaps else "",
         "step": (vm.gaps[0].step or "") if vm.gaps else "",
-        "what": vm.apart or (words.SOURCES[vm.gaps[0].source] if vm.gaps else ""),
+        "what": vm.apart or vm.note or (words.SOURCES[vm.gaps[0].source] if vm.gaps else ""),
         "apart": vm.apart is not None,
         "pings": [{"target": each.target, "sent": each.sent, "lost": each.lost,
                    "around": words.milliseconds(each.around_ms), "longest": words.milliseconds(each.longest_ms),

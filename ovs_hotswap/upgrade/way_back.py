@@ -10,6 +10,7 @@ from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.model import Life
 from ovs_hotswap.plan.executor import StepContext
+from ovs_hotswap.reports.compose import MOVED_BACK
 from ovs_hotswap.upgrade import baseline
 from ovs_hotswap.upgrade.move_vms import move_all
 from ovs_hotswap.upgrade.outlook import Outlook
@@ -42,7 +43,9 @@ def take_back(context: Upgrade, run: StepContext, names: Collection[str] | None 
     _patiently(context, run, "has no port for", lambda vm: vm.switches[old].connected)
     try:
         every = {vm.name for vm in host.backends.vms(read=False)}
-        move_all(host, old, run, back=True, without=frozenset() if names is None else every - set(names))
+        without = frozenset() if names is None else every - set(names)
+        moves, earlier = move_all(host, old, run, back=True, without=without), run.facts.get(MOVED_BACK)
+        run.remember(**{MOVED_BACK: {**(earlier if isinstance(earlier, dict) else {}), **moves}})
     except (BrokerError, StateUnknown) as error:
         now = context.look_after_waiting()
         if now.old_lost:

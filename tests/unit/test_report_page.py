@@ -274,7 +274,7 @@ def test_texts_of_the_host_are_escaped() -> None:
         report, outcome=Outcome.ROLLED_BACK, host=evil, failure=evil, failed_step=evil, message=evil, hint=evil,
         warnings=(evil,), labels={"host": evil}, checks=(CheckResult("precheck", evil, Severity.ERROR, evil, evil),),
         happenings=(Happening(BEGUN + 1, evil),), stages=(replace(report.stages[0], name=evil),),
-        vms=(VmPart(evil, 100.0, BEGUN + 2, (Gap(GapSource.GUEST, 1.0, None, evil, evil),), evil,
+        vms=(VmPart(evil, 100.0, BEGUN + 2, (Gap(GapSource.GUEST, 1.0, None, evil, evil),), evil, evil,
                     (Pings(evil, 1, 0, 0, 1.0),)),), descriptions={evil: evil},
     )  # fmt: skip
     text = page(report)

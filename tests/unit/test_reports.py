@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.plan.records import Kind
-from ovs_hotswap.reports.compose import GOES_BACK, kept_checks, of_failover, of_plan
+from ovs_hotswap.reports.compose import GOES_BACK, MOVED_BACK, kept_checks, of_failover, of_plan
 from ovs_hotswap.reports.document import Gap, GapSource, Outcome, RunKind, Stage, StageResult
 from ovs_hotswap.reports.timeline import running, stages
 from tests.support.fake_backends import vm_status
@@ -108,18 +108,50 @@ def test_of_a_journal_alone_the_handovers_have_no_time() -> None:
     assert vm.gaps == (Gap(GapSource.HANDOVER, 0.12, None, "move"),)
 
 
-def test_a_vm_that_was_moved_and_moved_back_has_both_gaps() -> None:
+def moved_back(**facts: Any) -> Book:
+    """An upgrade whose soak failed; `move` is undone from 4 to 5 seconds after its beginning."""
     book = Book().step("precheck").step("park").step("move", facts={"moves": {"vm1": 100.0}})
     book.add(Kind.START, "soak", after=0.0).add(Kind.FAILED, "soak", text="instance b died")
-    book.undone("move").undone("park").add(Kind.END)
-    found = of_plan(
-        book.run(), seen([moved("vm1", BEGUN + 4.5, 300.0, Side.A)], message="put back", hint="see its log")
-    )
+    book.add(Kind.UNDO, "move", after=0.0).add(Kind.FACTS, "move", after=0.9, facts=facts)
+    return book.add(Kind.UNDONE, "move", after=0.1).undone("park").add(Kind.END)
+
+
+def test_a_vm_that_was_moved_and_moved_back_has_both_gaps() -> None:
+    back = moved("vm1", BEGUN + 4.5, 300.0, Side.A)
+    found = of_plan(moved_back(**{MOVED_BACK: {"vm1": 300.04}}).run(), seen([back], message="put back", hint="`df`"))
     assert (found.outcome, found.failed_step, found.failure) == (Outcome.ROLLED_BACK, "soak", "instance b died")
-    assert (found.message, found.hint, found.committed) == ("put back", "see its log", None)
+    assert (found.message, found.hint, found.committed) == ("put back", "`df`", None)
     (vm,) = found.vms
-    assert [(gap.step, gap.ms) for gap in vm.gaps] == [("move", pytest.approx(0.3)), ("move", 0.1)]
+    assert [(gap.step, gap.ms) for gap in vm.gaps] == [("move", pytest.approx(0.3, rel=0.01)), ("move", 0.1)]
     assert vm.longest == vm.gaps[0]
+    assert (vm.handover_us, vm.since) == (300.04, BEGUN + 4.5)
+    assert vm.gaps[0].begin == pytest.approx(BEGUN + 4.5)
+    assert vm.gaps[1].begin is None, "when the first one was is not known any longer"
+
+
+def test_a_vm_that_was_given_back_by_the_end_of_an_instance_has_no_second_handover() -> None:
+    """The duration that the broker reports is that of the handover before."""
+    back = moved("vm1", BEGUN + 4.5, 100.0, Side.A)
+    (vm,) = of_plan(moved_back().run(), seen([back])).vms
+    assert [(gap.source, gap.ms) for gap in vm.gaps] == [(GapSource.HANDOVER, 0.1)]
+    assert vm.since == BEGUN + 4.5
+    assert vm.note == "its owner got the rings without a handover: an instance ended, or its guest began"
+    failed = {**FAILOVER, "detected": BEGUN + 4.46, "ms": {"owned": 50.0}}
+    (vm,) = of_plan(moved_back().run(), seen([back], events=[failed])).vms
+    assert [(gap.source, gap.step) for gap in vm.gaps] == [(GapSource.FAILOVER, "move"), (GapSource.HANDOVER, "move")]
+    assert vm.gaps[0].ms == pytest.approx(40.0, abs=0.01)
+    assert vm.note is None
+    later = {**failed, "ms": {"owned": 30.0}}
+    (vm,) = of_plan(moved_back().run(), seen([back], events=[STANDBY, later])).vms
+    assert vm.note is not None, "that failover was over: its guest may have begun"
+
+
+def test_a_vm_that_fled_from_a_dying_instance_passed_without_a_handover() -> None:
+    found = of_plan(upgrade_book({}).run(), seen([moved("vm1", BEGUN + 2.5, 75.9)]))
+    (vm,) = found.vms
+    assert (vm.handover_us, vm.since, vm.gaps, vm.apart) == (None, BEGUN + 2.5, (), None)
+    assert vm.note is not None
+    assert found.passed == [vm]
 
 
 def test_a_handover_of_another_time_is_none_of_this_run() -> None:
@@ -129,7 +161,8 @@ def test_a_handover_of_another_time_is_none_of_this_run() -> None:
 
 def test_times_in_which_nothing_passed_are_gaps_of_each_moved_vm() -> None:
     book = upgrade_book({"vm1": 100.0}, uplink_gap_ms=250.0, stopped_ms={"vm1": 7.0, "vm9": 8.0})
-    found = of_plan(book.run(), seen([vm_status("vm2")]))
+    found = of_plan(book.run(), seen([vm_status("vm2"), vm_status("vm9", owner_since=BEGUN + 1)]))
+    assert [vm.note for vm in found.vms] == [None] * 3
     gaps = {vm.name: [(gap.source, gap.ms, gap.step) for gap in vm.gaps] for vm in found.vms}
     uplink = (GapSource.UPLINK, 250.0, "steer")
     assert gaps["vm1"] == [uplink, (GapSource.STOPPED, 7.0, "adopt"), (GapSource.HANDOVER, 0.1, "move")]
@@ -225,30 +258,45 @@ def test_a_failover_has_its_stages_in_order_of_time() -> None:
 
 
 def test_a_vm_waited_from_the_detection_until_the_standby_had_its_rings() -> None:
+    """The broker reports the duration of a handover before, which is none of this."""
     found = of_failover([FAILOVER], seen([moved("vm1", BEGUN + 0.006, 500.0)]))
     assert found is not None
     (vm,) = found.vms
-    assert [(gap.source, gap.step) for gap in vm.gaps] == [(GapSource.FAILOVER, "own"), (GapSource.HANDOVER, None)]
+    assert [(gap.source, gap.step) for gap in vm.gaps] == [(GapSource.FAILOVER, "own")]
     assert vm.gaps[0].ms == pytest.approx(6.0, abs=0.001)  # a time since the epoch has microseconds
+    assert vm.handover_us is None
 
 
 def test_the_broker_may_be_quicker_than_the_watchdog() -> None:
-    """Then only the handover itself is known: nothing says when the process died."""
-    found = of_failover([FAILOVER], seen([moved("vm1", BEGUN - 0.0001, 500.0)]))
+    """Nothing says when the process died."""
+    found = of_failover([FAILOVER], seen([moved("vm1", BEGUN - 0.2, 500.0)]))
     assert found is not None
-    assert [gap.source for gap in found.vms[0].gaps] == [GapSource.HANDOVER]
+    (vm,) = found.vms
+    assert (vm.gaps, vm.since, vm.apart) == ((), BEGUN - 0.2, None)
+    assert vm.note == "it passed before the watchdog had detected the failure"
+    assert found.passed == [vm]
+
+
+def test_a_qemu_with_two_back_ends_reports_how_long_its_rings_had_no_owner() -> None:
+    vms = [vm_status("vm1", owner=Side.B, owner_since=None, last_move_us=us) for us in (800.0, None)]
+    found = of_failover([FAILOVER], seen(vms))
+    assert found is not None
+    assert [(vm.handover_us, vm.gaps, vm.note is None) for vm in found.vms] == [
+        (800.0, (Gap(GapSource.HANDOVER, 0.8),), True), (None, (), False),
+    ]  # fmt: skip
 
 
 def test_vms_that_did_not_pass_are_named() -> None:
     vms = [
         moved("vm1", BEGUN + 0.006, 500.0, Side.A), moved("vm2", BEGUN - 60, 90.0), vm_status("vm3", qemu=None),
-        moved("vm4", BEGUN + 0.006, 500.0),
+        moved("vm4", BEGUN + 0.006, 500.0), moved("vm5", BEGUN + 0.006, 500.0, Side.A), vm_status("vm6", owner=None),
     ]  # fmt: skip
     found = of_failover([{**FAILOVER, "left": ["vm1"]}], seen(vms))
     assert found is not None
     assert (found.outcome, found.failure) == (Outcome.INCOMPLETE, "VM vm1 was not moved")
     assert [vm.apart for vm in found.vms] == [
-        "it was not moved", "it was not moved in this failover", "has no guest", None,
+        "it was not moved", "instance b served it before", "has no guest", None, "instance a serves it",
+        "no instance serves it",
     ]  # fmt: skip
 
 
