@@ -100,7 +100,8 @@ def of_plan(run: Run, seen: Seen) -> RunReport:
         committed=next((time for record, time in zip(run.records, run.times, strict=True)
                         if record.kind is Kind.COMMIT), None),
         stages=tuple(found), vms=tuple(_vms(run, facts, found, ended, seen)),
-        uplink_gap_ms=gap if isinstance(gap, float) else None, warnings=tuple(_texts(facts.get("warnings"))),
+        uplink_gap_ms=gap if isinstance(gap, float) else None,
+        warnings=(*_texts(facts.get("warnings")), *_failures(run, ended, seen.events)),
         checks=tuple(_checks(facts)), happenings=tuple(_happenings(run, ended, seen.events)),
     )  # fmt: skip
 
@@ -111,6 +112,12 @@ def _outcome(standing: PlanProgress, found: Sequence[Stage]) -> Outcome:
     if standing.phase is not Phase.ROLLED_BACK:
         return Outcome.UNFINISHED
     return Outcome.ROLLED_BACK if any(stage.undo for stage in found) else Outcome.REFUSED
+
+
+def _failures(run: Run, ended: float, events: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    """The failovers during the run: what ended well nevertheless needs a look."""
+    failed = [each for each in events if each.get("event") == "failover"]
+    return [f"{text}, during this run" for time, text in _told(failed) if run.started <= time <= ended]
 
 
 def _happenings(run: Run, ended: float, events: Sequence[Mapping[str, Any]]) -> Sequence[Happening]:

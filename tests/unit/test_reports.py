@@ -221,7 +221,9 @@ def test_what_the_journal_says_beside_its_steps_is_told() -> None:
 def test_what_the_watchdog_did_in_that_time_is_told() -> None:
     events = [{**FAILOVER, "time": BEGUN + after} for after in (-1.0, 2.5, 99.0)] + [{"event": "rings"}]
     book = Book().step("precheck").add(Kind.RESUME, after=9.0)
-    assert [(each.time - BEGUN, each.text) for each in of_plan(book.run(), seen(events=events)).happenings] == [
+    found = of_plan(book.run(), seen(events=events))
+    assert found.warnings == ("failover from a to b: its process is dead, during this run",)
+    assert [(each.time - BEGUN, each.text) for each in found.happenings] == [
         (2.5, "failover from a to b: its process is dead"), (10.0, "an interrupted plan was taken up again"),
     ]  # fmt: skip
 
