@@ -9,14 +9,15 @@ from bench.sections import Json, Section, ecdf, named, spread, table, tenths
 
 HOSTS = """
 An upgrade of the distribution's Open vSwitch 3.1 with DPDK to another instance of itself on a host that others program,
-beside its alternatives in the same run. The switch serves the VMs directly, on bridges with the action NORMAL and at
-most 32 VMs each, because wire mode has room for 32 on a bridge. Each VM has a real QEMU 7.2, whose guest's driver is
-simulated. 8 VMs exchange frames in pairs, 1000 a second from each.
+beside its alternatives in the same run. The switch serves the VMs directly, on a bridge with the action NORMAL. Each VM
+has a real QEMU 7.2, whose guest's driver is simulated. 8 VMs exchange frames in pairs, 1000 a second from each.
 
 A gap is the longest time between two frames of a VM, in milliseconds: in the 0.3 seconds around the instant from which
-the broker has had it (takeover, reconnect), from the order to end the switch on (restart), in any 0.3 seconds (floor).
+the broker has had it (takeover, adopt, reconnect), from the order to end the switch on (restart), in any 0.3 seconds
+(floor).
 *In all* is the longest gap of each VM from the begin to the end, also while other VMs are changed.
-*Reconnect* is `ovs-hotswap adopt`, *takeover* a whole `ovs-hotswap upgrade`. *Lost* counts the frames of the whole way,
+*Takeover* is a whole `ovs-hotswap upgrade`. *Adopt* is `ovs-hotswap adopt`: the VMs stay with their switch. *Reconnect*
+is `ovs-hotswap adopt --reconnect`. *Lost* counts the frames of the whole way,
 also those of other steps of the upgrade.
 
 """

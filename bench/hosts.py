@@ -3,8 +3,9 @@
 The distribution's Open vSwitch with DPDK serves the VMs directly, on bridges with the action NORMAL; each has a real
 QEMU, whose guest's driver is simulated (``bench.guests.qemus``). Nothing is done (*floor*); then a whole `ovs-hotswap
 upgrade` to another instance of the same release takes all VMs over without a new connection (*takeover*). On another
-host like it the switch is ended and started again (*restart*), and then each VM gets a new connection by way of the
-broker (`ovs-hotswap adopt`, *reconnect*).
+host like it the switch is ended and started again (*restart*), the broker takes the VMs over, which stay with their
+switch (`ovs-hotswap adopt`, *adopt*), and then, after `release-vms`, each VM gets a new connection by way of the broker
+(`ovs-hotswap adopt --reconnect`, *reconnect*).
 
 Some VMs receive a frame each millisecond. A gap is the longest time between two frames of such a VM in the 0.3 seconds
 around its own change, or, at the restart, from the order to end the switch on. The driver of a simulated guest is not
@@ -34,7 +35,7 @@ from tests.support.stock_drive import Operator
 RATE = 1000  # frames a second to each VM that has traffic
 TALKING_PAIRS = 4
 PAUSE_US = 200
-FLOOR, RESTART, RECONNECT, TAKEOVER = "floor", "restart", "reconnect", "takeover"
+FLOOR, RESTART, ADOPT, RECONNECT, TAKEOVER = "floor", "restart", "adopt", "reconnect", "takeover"
 _SERVED_S = 60.0
 _COMMAND_S = 400.0
 _FLOORS = 20
@@ -125,7 +126,11 @@ class Hosts:
         self._way(RESTART, self._restart)
         self.result.unreported = self._bed.report_all()
         self._operator.start_broker()
-        self._way(RECONNECT, lambda: self._adopted(self._operator.ask("adopt", timeout=_COMMAND_S)))
+        self._way(ADOPT, lambda: self._adopted(self._operator.ask("adopt", timeout=_COMMAND_S)))
+        self._operator.ask("release-vms", timeout=_COMMAND_S)
+        self._fleet.wait_served(_SERVED_S)
+        self._bed.report_all()
+        self._way(RECONNECT, lambda: self._adopted(self._operator.ask("adopt", "--reconnect", timeout=_COMMAND_S)))
 
     def _way(self, name: str, act: Callable[[], list[dict[int, tuple[int, int]]]]) -> None:
         """``act`` returns the instants between which each VM's gap is looked for; several times, for the floor."""

@@ -67,7 +67,8 @@ def adopt(
     client: BrokerClient, name: str, paths: InstancePaths, to: Side, system: System, *,
     ready: Callable[[], None] = lambda: None, attempts: int = ATTEMPTS, prepared: Snapshot | None = None,
 ) -> Adopted:  # fmt: skip
-    """Move a VM that the switch with ``paths`` serves without the broker to side ``to``, with no disconnect.
+    """Move a VM that the switch with ``paths`` serves without the broker to side ``to``, with no disconnect. If that is
+    the side of this switch, the VM stays with it, and has no network until the switch has connected to the broker.
 
     ``ready`` is called when the VM is parked on side ``to``: it returns when that switch receives from the VM. It is
     not called for what was ``prepared`` before, for which the caller has waited.

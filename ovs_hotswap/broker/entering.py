@@ -9,6 +9,9 @@ is the broker's connection to QEMU from then on.
 
 What QEMU sends behind the message of unknown type is not read by the switch, so QEMU may continue as soon as that has
 been sent; the broker reads it only when the switch has left.
+
+A VM can also stay with its switch. The switch then only releases the rings before it is sent away, and gets them again
+by its next connection. Until then no switch serves the VM.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from ovs_hotswap.errors import BrokerError, HotswapError, ProtocolError, StateUn
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhostuser import messages
 from ovs_hotswap.vhostuser.backend import SwitchConnection
+from ovs_hotswap.vhostuser.channel import PeerClosed
 from ovs_hotswap.vhostuser.guest_state import GuestState, Offer
 from ovs_hotswap.vhostuser.handover import Swap
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
@@ -43,14 +47,15 @@ _LEFT_S = 5.0  # a switch connects again a second after an attempt that failed
 
 
 class Entering:
-    """The entering of one VM, whose rings the switch of side ``old`` has and the other side's is to get.
+    """The entering of one VM, whose rings the switch of side ``old`` has and that of side ``new`` is to get; the two
+    are the same if the VM stays with its switch.
 
     ``Entering.prepare`` makes it. Then comes ``enter``, or ``cancel``; after ``enter`` comes ``finish``.
     """
 
-    def __init__(self, slot: VmSlot, old: Side, fetched: Fetched) -> None:
+    def __init__(self, slot: VmSlot, old: Side, new: Side, fetched: Fetched) -> None:
         self._slot, self._vm, self._fetched = slot, slot.vm, fetched
-        self.old, self.new = old, old.other
+        self.old, self.new = old, new
         self._pid = slot.vm.suspects[old]
         self._wanted = slot.vm.park_wanted
         self._link: SwitchConnection | None = None
@@ -58,17 +63,20 @@ class Entering:
 
     @classmethod
     async def prepare(cls, slot: VmSlot, snapshot: Snapshot, fetched: Fetched, to: Side) -> Entering:
-        """Park the switch of side ``to`` for a VM that the other side's serves without the broker.
+        """Park the switch of side ``to`` for a VM that the other side's serves without the broker. Nothing is parked if
+        it is the switch of side ``to`` itself that serves the VM.
 
         This object then owns ``fetched``. Raises BrokerError if that is not possible, and StateUnknown; nothing has
         changed then, and the caller still owns ``fetched``.
         """
-        vm, old = slot.vm, to.other
+        vm = slot.vm
+        old = to if vm.ownership.suspects == {to} else to.other
         if reason := _why_not(slot, snapshot, fetched, to):
             raise BrokerError(f"vm {vm.name} cannot be adopted by switch {to}: {reason}")
         vm.ownership.entered(old)  # raises what ``enter`` would
-        made = cls(slot, old, fetched)
-        vm.commit(vm.record._replace(state=fetched.state, entering=old, park_wanted=vm.park_wanted | {to}))
+        made = cls(slot, old, to, fetched)
+        parked = vm.park_wanted | ({to} - {old})
+        vm.commit(vm.record._replace(state=fetched.state, entering=old, park_wanted=parked))
         try:
             vm.sync(to)
             slot.mover.drain()
@@ -89,15 +97,21 @@ class Entering:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the other side's switch has the VM parked, and nothing is under way with it."""
+        """Whether the new side's switch has the VM parked, if that is another one, and nothing is under way with it."""
+        if self._stays:
+            return not self._slot.mover.busy
         return self._vm.is_parked(self.new) and not self._slot.mover.under_way(self.new)
+
+    @property
+    def _stays(self) -> bool:
+        return self.new is self.old
 
     def check(self) -> None:
         """Raise BrokerError unless ``enter`` is possible now."""
         vm = self._vm
         if not self.waits:
             raise BrokerError(f"vm {vm.name}: switch {self.old} has ended or connected again in the meantime")
-        if fault := vm.parking_fault(self.new):
+        if not self._stays and (fault := vm.parking_fault(self.new)):
             raise BrokerError(f"vm {vm.name}: {fault}")
 
     async def enter(self, cores: Collection[int] = ()) -> Swap | None:
@@ -111,29 +125,33 @@ class Entering:
         self.check()
         fault: HotswapError | None = None
         swap: Swap | None = None
+        self._vm.unassigned = self._stays  # no switch is given the rings until the first one has connected again
         try:
             self._begin()
             await self._caught_up()
-            swap = self._slot.mover.swap_to(self.new, {}, cores)
+            swap = None if self._stays else self._slot.mover.swap_to(self.new, {}, cores)
+            if self._stays:
+                self._take_back()
         except (HotswapError, OSError) as error:
             fault = error if isinstance(error, HotswapError) else BrokerError(f"vm {self._vm.name}: {error}")
             log.warning("vm %s: its handover failed while its connection was entered: %s", self._vm.name, fault)
-        if self._link is None or not await self.settle(_ANSWERS_S):
+        if self._link is None or not await self.settle(_ANSWERS_S, still=True):
             raise fault or BrokerError(f"vm {self._vm.name}: switch {self.old} was given its rings back")
         return swap
 
-    async def settle(self, patience: float) -> bool:
+    async def settle(self, patience: float, *, still: bool = False) -> bool:
         """Wait until it is known which side has the VM, and return whether it is the broker's. If it is not, both ends
-        have been given up. Raises StateUnknown if the first switch has not answered after ``patience`` seconds."""
+        have been given up. ``still``: QEMU stands still. Raises StateUnknown if the first switch has not answered after
+        ``patience`` seconds."""
         vm = self._vm
         with contextlib.suppress(BrokerError):
-            await vm.changes.until(lambda: self._outcome() is not None, patience)
-        if self._outcome() is self.old and await self._back_out():
+            await vm.changes.until(lambda: self._is_entered() is not None, patience)
+        if self._is_entered() is False and await self._back_out():
             return False
         if vm.ownership.holder is self.old and vm.links.get(self.old) is self._link:
             raise StateUnknown(f"vm {vm.name}: switch {self.old} has its rings and does not answer",
                                hint="end that switch, or wait for it")  # fmt: skip
-        await self._send_away()
+        await self._send_away(still=still)
         return True
 
     def _begin(self) -> None:
@@ -165,18 +183,27 @@ class Entering:
             await self._vm.changes.until(lambda: link.quiet, self._slot.mover.fence_s)
         await asyncio.sleep(_CATCH_UP_S)
 
-    def _outcome(self) -> Side | None:
-        """Return the side that the VM is with, as far as the two switches have answered; ``new`` as well if the first
-        switch or its connection has ended."""
+    def _take_back(self) -> None:
+        """Have the first switch release the rings, unless it has ended by now."""
+        vm, link = self._vm, self._link
+        assert link is not None
+        if vm.links.get(self.old) is link:
+            vm.take_back(link)
+
+    def _is_entered(self) -> bool | None:
+        """Whether the VM is the broker's, as far as the switches have answered; also if the first switch or its
+        connection has ended. False if the first switch serves it as before."""
         vm, link = self._vm, self._link
         if link is None or vm.links.get(self.old) is not link:
-            return self.new
+            return True
         if not link.quiet:
             return None
         if vm.ownership == Ownership(self.old, Certainty.OWNS):
-            return self.old
+            return False
+        if self._stays:
+            return True if vm.ownership.holder is None else None
         serves = vm.ownership.certainty in (Certainty.OWNS, Certainty.TAKING)
-        return self.new if vm.ownership.holder is self.new and serves else None
+        return True if vm.ownership.holder is self.new and serves else None
 
     async def _back_out(self) -> bool:
         """Give both ends up again, if the first switch takes its former memory table back. If it hangs up instead, the
@@ -203,7 +230,7 @@ class Entering:
             qemu.close()
         return True
 
-    async def _send_away(self) -> None:
+    async def _send_away(self, *, still: bool) -> None:
         """Have the first switch leave the connection, if it has not left. Frames that both switches have caught during
         the swap are taken out of the first one's rings before."""
         vm, link = self._vm, self._link
@@ -217,7 +244,22 @@ class Entering:
             links = {side: each for side, each in vm.links.items() if each is not link}
             vm.commit(vm.record._replace(links=links))
             link.close()
+        else:
+            self._drop_unread(still=still)
         self._restore_flags(1)
+
+    def _drop_unread(self, *, still: bool) -> None:
+        """Drop what a switch that has ended was sent and has not read. It is what this object has sent, as long as QEMU
+        stands ``still``. Otherwise it is not known where QEMU's own messages begin, and QEMU gets a new connection."""
+        vm = self._vm
+        if vm.qemu is None or not (count := vm.qemu.unread):
+            return
+        try:
+            if not still:
+                raise ProtocolError(f"{count} bytes may be QEMU's or the broker's own")
+            vm.qemu.discard(count)
+        except (PeerClosed, ProtocolError, OSError) as error:
+            vm.drop_qemu(f"switch {self.old} ended, and what it has not read is not known: {error}")
 
     async def finish(self) -> None:
         """Wait until the first switch has left, and read from QEMU from then on. Raises StateUnknown if it does not
@@ -233,11 +275,14 @@ class Entering:
                 f"vm {vm.name}: switch {self.old} has not connected again: QEMU is not listened to until then",
                 hint="end that switch if it hangs",
             ) from error
+        if self.old not in vm.links and vm.entering is not None:  # it has ended, and may not have read all
+            self._drop_unread(still=False)
         said = lambda: self.old not in vm.links or vm.links[self.old].offer is not None  # noqa: E731
         with contextlib.suppress(BrokerError):
             await vm.changes.until(said, _ANSWERS_S)
         if vm.entering is not None:
             vm.commit(vm.record._replace(entering=None, offered=self._offered()))
+            vm.unassigned = False
             vm.hear_qemu()
             vm.assign()
             log.info("vm %s: taken over from switch %s", vm.name, self.old)
@@ -265,6 +310,7 @@ class Entering:
         if vm.qemu is not None or vm.state is not self._fetched.state:
             return False
         vm.commit(vm.record._replace(state=GuestState(), entering=None, park_wanted=self._wanted))
+        vm.unassigned = False
         if (link := vm.links.get(self.new)) is not None and (link.told.memory or link.told.features is not None):
             vm.drop_link(self.new, "the VM was not taken over")
         vm.assign()
@@ -289,8 +335,11 @@ def _why_not(slot: VmSlot, snapshot: Snapshot, fetched: Fetched, to: Side) -> st
         return "another attempt is under way"
     if vm.withdrawn or vm.quarantine is not None:
         return "no switch is to serve it"
-    if vm.suspects.get(to.other) != snapshot.switch.pid:
-        return f"process {snapshot.switch.pid} is not switch {to.other}"
+    old = to if vm.ownership.suspects == {to} else to.other
+    if vm.suspects.get(old) != snapshot.switch.pid:
+        return f"process {snapshot.switch.pid} is not switch {old}"
+    if old is to:
+        return why_not_carried(snapshot) or why_not_parked(fetched.state)
     if link is None or link.offer is None:
         return f"switch {to} is not connected at {snapshot.socket}"
     if reason := why_not_carried(snapshot) or why_not_parked(fetched.state):

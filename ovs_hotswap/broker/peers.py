@@ -36,6 +36,7 @@ class Peers(Recorded, abc.ABC):
         self._notes = Notes(name)
         self._loop = loop
         self.deaf = False  # QEMU is not read from
+        self.unassigned = False  # while a connection is entered: no switch is given the rings
         # Another broker has the connections, or will have them: they do not end when they are closed here, and what is
         # still due here, such as an act for the case that a switch does not answer, neither sends nor receives on them.
         self.shared = False

@@ -228,6 +228,8 @@ class Vm(Peers):
         parked, or any if the home side's cannot. This is to be called whenever one of these may have changed."""
         if self.ownership.holder is not None or self.qemu is None or self.withdrawn or self.quarantine is not None:
             return
+        if self.unassigned and self.entering is not None:
+            return
         home = self.home
         for side in (home, *Side):
             if side is None or side not in self.links or self.links[side].offer is None:

@@ -13,15 +13,17 @@ _vms = click.argument("vms", metavar="[VM]...", nargs=-1)
 @click.command(cls=Command, changes=unless_dry_run, short_help="Put VMs of a running switch under the broker.")
 @_vms
 @click.option("--dry-run", is_flag=True, help="Show which VMs would be taken over, change nothing.")
+@click.option("--reconnect", is_flag=True, help="Give each QEMU a new connection, also where that is not needed.")
 @pass_app
-def adopt(app: App, vms: tuple[str, ...], dry_run: bool) -> None:
+def adopt(app: App, vms: tuple[str, ...], dry_run: bool, reconnect: bool) -> None:
     """Put VMs that the active switch serves without the broker under the broker; the switch stays.
 
-    This is for hosts with `program = "clone"`. Each VM gets a new connection: its guest has no network for some ten
-    milliseconds, and may see its link go down and up. `ovs-hotswap upgrade` needs none of this: it takes VMs over on
-    the way, without a new connection and without loss. Without VM, all VMs are taken over, one after the other.
+    This is for hosts with `program = "clone"`. A guest has no network for some ten milliseconds, and its QEMU notices
+    nothing. A VM whose connection cannot be entered, for example because the switch's log does not have it, gets a new
+    one: its guest may see its link go down and up. `ovs-hotswap upgrade` needs none of this: it takes VMs over on the
+    way, without loss. Without VM, all VMs are taken over, one after the other.
 
-    With --json: {"vms": [{"vm", "error"}]}.
+    With --json: {"vms": [{"vm", "error", "reconnected"}]}; "reconnected" says why a VM got a new connection.
 
     \b
     Example:
@@ -31,7 +33,7 @@ def adopt(app: App, vms: tuple[str, ...], dry_run: bool) -> None:
     if dry_run:
         _report(app, to_adopt(app.config, app.system, vms), "would be taken over")
         return
-    _report(app, adopt_here(app.config, app.system, vms), "is served through the broker")
+    _report(app, adopt_here(app.config, app.system, vms, new=reconnect), "is served through the broker")
 
 
 @click.command(name="release-vms", cls=Command, changes=unless_dry_run,
@@ -62,9 +64,13 @@ def release_vms(app: App, vms: tuple[str, ...], dry_run: bool) -> None:
 
 def _report(app: App, changed: list[Changed], done: str) -> None:
     """Print what became of each VM. Raises the first error after all VMs were tried."""
-    app.output.document({"vms": [{"vm": each.vm, "error": each.error and each.error.message} for each in changed]})
+    app.output.document({"vms": [
+        {"vm": each.vm, "error": each.error and each.error.message, "reconnected": each.reconnected}
+        for each in changed
+    ]})  # fmt: skip
     for each in changed:
-        app.output.line(f"VM {each.vm} {done}" if each.error is None else f"VM {each.vm}: {each.error.message}")
+        more = "" if each.reconnected is None else f"; it got a new connection: {each.reconnected}"
+        app.output.line(f"VM {each.vm} {done}{more}" if each.error is None else f"VM {each.vm}: {each.error.message}")
     if not changed:
         app.output.line("no VM is concerned")
     for each in changed:

@@ -5,23 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from ovs_hotswap.adopt.log_settings import log_as_before, log_everything
 from ovs_hotswap.backends import VmStatus, refuse_kept
-from ovs_hotswap.broker.adopting import reconnect
+from ovs_hotswap.broker.adopting import adopt, prepare, reconnect
 from ovs_hotswap.config import Config, Program
-from ovs_hotswap.errors import HotswapError, PrecheckFailed
+from ovs_hotswap.errors import HotswapError, NotServed, PrecheckFailed, StateUnknown, TryAgain
 from ovs_hotswap.host.host import Host
+from ovs_hotswap.model import Side
+from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import clone_checks
 from ovs_hotswap.upgrade.recognise import recognised
 from ovs_hotswap.vm_ports import read_ports, write_ports
+from ovs_hotswap.waiting import wait_until
+
+_SERVED_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What became of one VM. ``error``: why it was not changed; ``None`` if it was."""
+    """What became of one VM. ``error``: why it was not changed; ``None`` if it was. ``reconnected``: why its QEMU got a
+    new connection; ``None`` if it kept the one that it had."""
 
     vm: str
     error: HotswapError | None = None
+    reconnected: str | None = None
 
 
 def to_adopt(config: Config, system: System, names: Collection[str]) -> list[Changed]:
@@ -35,9 +43,9 @@ def to_adopt(config: Config, system: System, names: Collection[str]) -> list[Cha
     ]
 
 
-def adopt_here(config: Config, system: System, names: Collection[str]) -> list[Changed]:
-    """Take the named VMs over, or all, each by a new connection of its QEMU; the active switch serves them on. Raises
-    BrokerError, HostError, SwitchError, BusyError."""
+def adopt_here(config: Config, system: System, names: Collection[str], *, new: bool = False) -> list[Changed]:
+    """Take the named VMs over, or all; the active switch serves them on. A VM whose connection cannot be entered gets a
+    new one; all get one if that is asked for (``new``). Raises BrokerError, HostError, SwitchError, BusyError."""
     host = _host(config, system)
     with host.lock():
         host = recognised(host)
@@ -45,8 +53,38 @@ def adopt_here(config: Config, system: System, names: Collection[str]) -> list[C
         write_ports(config, system, clone_checks.vm_ports(host))
         refuse_kept(host.backends.reload())
         paths = host.instances[active].paths
-        return _each([vm for vm in host.backends.vms(read=False) if vm.without_broker and _named(vm.name, names)],
-                     lambda vm: reconnect(host.broker, vm.name, paths, active, system))  # fmt: skip
+        vms = [vm for vm in host.backends.vms(read=False) if vm.without_broker and _named(vm.name, names)]
+        if not vms:
+            return []
+        if new:
+            return _each(vms, lambda vm: _reconnect(host, vm.name, paths, active, "it was asked for"))
+        before = log_everything(paths, [vm.name for vm in vms], system)
+        try:
+            return _each(vms, lambda vm: _adopt(host, vm.name, paths, active))
+        finally:
+            log_as_before(paths, before)
+
+
+def _adopt(host: Host, name: str, paths: InstancePaths, side: Side) -> str | None:
+    """Take a VM over that stays with its switch. Returns why its QEMU got a new connection, or nothing if it did not.
+    Raises StateUnknown, BrokerError."""
+    try:
+        prepared = prepare(host.broker, name, paths, side, host.system)
+    except NotServed:
+        raise
+    except TryAgain:
+        prepared = None
+    except HotswapError as error:
+        return _reconnect(host, name, paths, side, error.message)
+    adopt(host.broker, name, paths, side, host.system, prepared=prepared)
+    if not wait_until(lambda: host.backends.vm(name).confirmed_on(side), _SERVED_S, host.system):
+        raise StateUnknown(f"vm {name}: its switch does not serve it yet", hint=f"`ovs-hotswap vm show {name}`")
+    return None
+
+
+def _reconnect(host: Host, name: str, paths: InstancePaths, side: Side, why: str) -> str:
+    reconnect(host.broker, name, paths, side, host.system)
+    return why
 
 
 def given_back(config: Config, system: System, names: Collection[str]) -> list[Changed]:
@@ -88,14 +126,12 @@ def _named(name: str, names: Collection[str]) -> bool:
     return not names or name in names
 
 
-def _each(vms: list[VmStatus], act: Callable[[VmStatus], object]) -> list[Changed]:
-    """Do it for each VM. One that fails does not keep the others from it."""
+def _each(vms: list[VmStatus], act: Callable[[VmStatus], str | None]) -> list[Changed]:
+    """Do it for each VM. One that fails does not keep the others from it. ``act`` returns ``Changed.reconnected``."""
     found = []
     for vm in vms:
         try:
-            act(vm)
+            found.append(Changed(vm.name, reconnected=act(vm)))
         except HotswapError as error:
             found.append(Changed(vm.name, error))
-        else:
-            found.append(Changed(vm.name))
     return found

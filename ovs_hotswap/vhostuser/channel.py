@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import array
 import contextlib
+import fcntl
 import itertools
 import os
 import select
 import socket
+import termios
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -127,6 +129,28 @@ class Channel:
                 if self.trace is not None:
                     self.trace.received(frame)
                 return frame
+
+    @property
+    def unread(self) -> int:
+        """How many bytes have come that were not received yet (unix(7), SIOCINQ)."""
+        count = array.array("i", [0])
+        fcntl.ioctl(self._socket.fileno(), termios.FIONREAD, count)
+        return count[0]
+
+    def discard(self, count: int) -> None:
+        """Throw away the next bytes, with what comes with them. Raises PeerClosed, OSError, and ProtocolError if a
+        message has been received in part, or fewer bytes have come."""
+        if self._reader.half[0]:
+            raise ProtocolError("a message was received in part")
+        while count:
+            try:
+                data, ancillary, _, _ = self._socket.recvmsg(count, ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                raise ProtocolError(f"{count} bytes that were to be thrown away have not come") from None
+            close_all(adopt(ancillary, self.peer_pid))
+            if not data:
+                raise PeerClosed
+            count -= len(data)
 
     def seek(self, header: bytes) -> None:
         """Throw away what comes before ``header``, with which the next frame begins.

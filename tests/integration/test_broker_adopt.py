@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -164,6 +165,80 @@ def test_a_successor_takes_over_the_shared_socket(make_direct: MakeDirect) -> No
     qemu.initialise()
     qemu.start_driver()
     bed.ends_well()
+
+
+@pytest.mark.parametrize("b", [False, True])
+def test_a_vm_is_taken_over_and_stays_with_its_switch(make_direct: MakeDirect, b: bool) -> None:
+    """Its QEMU notices nothing, whether another switch is there as well."""
+    bed = make_direct(vms=2, pairs=4).serve(b=b)
+    with Traffic(bed.qemus, 1 << 16):
+        for name in ("vm0", "vm1"):
+            assert bed.adopt(name, Side.A).qemu == os.getpid()
+            bed.wait(lambda name=name: bed.owner(name) is Side.A, "it is served again")  # type: ignore[misc]
+    assert not bed.direct()
+    bed.ends_well()
+    assert not any(qemu.hung_up for qemu in bed.qemus)
+    for qemu in bed.qemus:
+        qemu.reboot(features=GUEST_FEATURES & ~(1 << Feature.RING_EVENT_IDX))
+        qemu.set_active_pairs(1)
+        qemu.set_active_pairs(4)
+    if not b:
+        bed.start_b()
+    for name in ("vm0", "vm1"):
+        bed.client.park(name, Side.B)
+        bed.client.move(name, Side.B)
+    bed.ends_well()
+
+
+@pytest.mark.parametrize("to", list(Side))
+def test_a_switch_that_dies_before_it_has_read_what_it_was_sent(make_direct: MakeDirect, to: Side) -> None:
+    """What the dead switch has not read lies where QEMU's next message will come from."""
+    bed = make_direct().serve()
+    bed.client.park("vm0", Side.B)
+    bed.prepare(to=to)[1].close()
+    bed.a.stop()
+    with ThreadPoolExecutor() as pool:
+        entered = pool.submit(bed.client.adopt_enter, "vm0")
+        time.sleep(0.2)
+        bed.a.kill()
+        entered.result(20)
+    bed.client.adopt_finish("vm0")
+    bed.wait(lambda: bed.owner() is Side.B, "on b")
+    assert bed.client.vm("vm0").memory_regions == bed.qemus[0].regions
+    bed.ends_well(doubled=32)
+    assert not bed.qemus[0].hung_up
+    bed.qemus[0].reboot()
+    bed.ends_well(doubled=32)
+
+
+@pytest.mark.parametrize("to", list(Side))
+def test_a_switch_that_dies_after_qemu_has_continued(make_direct: MakeDirect, to: Side) -> None:
+    """It is not known where QEMU's own messages begin in what the switch has not read: QEMU gets a new connection."""
+    bed = make_direct().serve()
+    bed.client.park("vm0", Side.B)
+    bed.prepare(to=to)[1].close()
+    bed.a.stop()
+    with pytest.raises(StateUnknown):
+        bed.client.adopt_enter("vm0")
+    bed.a.kill()
+    qemu = bed.qemus[0]
+    qemu.wait_hung_up()
+    qemu.accept()
+    qemu.initialise()
+    qemu.start_driver(qemu.used_indices())
+    bed.wait(lambda: bed.owner() is Side.B, "on b")
+    bed.ends_well(doubled=32)
+
+
+def test_a_vm_that_was_to_stay_is_left_alone_again(make_direct: MakeDirect) -> None:
+    bed = make_direct().serve()
+    usual = bed.broker.descriptors()
+    bed.prepare(to=Side.A)[1].close()
+    bed.client.adopt_cancel("vm0")
+    assert bed.broker.descriptors() == usual
+    assert bed.direct()
+    bed.ends_well()
+    assert bed.adopt().confirmed_on(Side.B)
 
 
 def test_a_vm_is_taken_over_by_a_new_connection(make_direct: MakeDirect) -> None:

@@ -141,14 +141,14 @@ class DirectBed:
         self._stack.callback(made.close)
         return made
 
-    def prepare(self, name: str = "vm0") -> tuple[Snapshot, Fetched]:
+    def prepare(self, name: str = "vm0", to: Side = Side.B) -> tuple[Snapshot, Fetched]:
         snapshot = self.snapshot(int(name[2:]))
         fetched = self.fetched(snapshot)
-        self.client.adopt_prepare(name, snapshot.model_dump_json(), Side.B, numbers(fetched))
+        self.client.adopt_prepare(name, snapshot.model_dump_json(), to, numbers(fetched))
         return snapshot, fetched
 
-    def adopt(self, name: str = "vm0") -> VmStatus:
-        self.prepare(name)[1].close()
+    def adopt(self, name: str = "vm0", to: Side = Side.B) -> VmStatus:
+        self.prepare(name, to)[1].close()
         self.client.adopt_enter(name)
         return self.client.adopt_finish(name)
 

@@ -110,6 +110,36 @@ def test_descriptors_trickling_in_with_every_byte_are_limited(pair: Pair) -> Non
         channel.receive()
 
 
+def test_what_is_discarded_goes_with_its_descriptors_and_the_next_frame_is_whole(pair: Pair) -> None:
+    channel, peer = pair
+    old, new = messages.build(Request.SET_OWNER), messages.build(Request.GET_FEATURES)
+    assert channel.unread == 0
+    send_with(peer, old, 2)
+    send_with(peer, old[:5], 1)
+    count = channel.unread
+    assert count == len(old) + 5
+    send_with(peer, new, 1)
+    channel.discard(count)
+    frame = channel.receive()
+    assert frame is not None
+    assert (frame.request, len(frame.descriptors)) == (Request.GET_FEATURES, 1)
+    frame.descriptors[0].close()
+
+
+def test_only_what_has_come_and_only_between_frames_is_discarded(pair: Pair) -> None:
+    channel, peer = pair
+    peer.send(messages.build(Request.SET_OWNER))
+    with pytest.raises(ProtocolError, match="5 bytes .* have not come"):
+        channel.discard(17)
+    peer.send(messages.build(Request.SET_OWNER)[:5])
+    assert channel.receive() is None
+    with pytest.raises(ProtocolError, match="in part"):
+        channel.discard(1)
+    peer.close()
+    with pytest.raises((PeerClosed, ProtocolError)):
+        channel.discard(1)
+
+
 def test_end_of_stream(pair: Pair) -> None:
     channel, peer = pair
     peer.sendall(messages.build(Request.SET_OWNER) + b"\x01")

@@ -59,15 +59,17 @@ class Adoptions:
                 "give_back": self._give_back}  # fmt: skip
 
     async def _prepare(self, vm: str, snapshot: str, to: str, descriptors: Sequence[OwnedFd]) -> VmStatus:
-        """Park switch ``to`` for a VM that the other side's switch serves without the broker.
+        """Park switch ``to`` for a VM that the other side's switch serves without the broker, or prepare that the VM
+        stays with switch ``to``, which serves it.
 
         ``snapshot`` is a ``Snapshot`` as JSON, ``descriptors`` are those of ``Fetched.descriptors``. What is prepared
         is undone after a while without ``adopt_enter``.
         """
         slot, side = self._slot(vm), side_of(to)
         await self._cancel(vm)
+        stays = slot.vm.ownership.suspects == {side}
         with contextlib.suppress(BrokerError):  # a switch that has just been hung up on; otherwise the reason follows
-            await self._changes.until(lambda: _is_connected(slot, side), _COMES_S)
+            await self._changes.until(lambda: stays or _is_connected(slot, side), _COMES_S)
         facts, mine = read_snapshot(snapshot), [OwnedFd(each.detach(), own=True) for each in descriptors]
         try:
             fetched = Fetched.of(facts, mine)
