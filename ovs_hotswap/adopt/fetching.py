@@ -33,6 +33,7 @@ class Fetched:
     def __init__(self, qemu_end: OwnedFd, switch_end: OwnedFd, state: GuestState) -> None:
         self.qemu_end, self.switch_end, self.state = qemu_end, switch_end, state
         self.told: SentState = sent_state(state)
+        self._ends = [_identity(each) for each in (qemu_end, switch_end)]
 
     @classmethod
     def of(cls, snapshot: Snapshot, descriptors: Sequence[OwnedFd]) -> Fetched:
@@ -53,9 +54,30 @@ class Fetched:
         """Give both ends away: QEMU's end and the switch's end. The caller owns them from then on."""
         return socket.socket(fileno=self.qemu_end.detach()), socket.socket(fileno=self.switch_end.detach())
 
+    @property
+    def ends(self) -> list[OwnedFd]:
+        """QEMU's end and the switch's end."""
+        return [self.qemu_end, self.switch_end]
+
+    def close_ends(self) -> None:
+        """Close both ends: as long as they are here, a process does not see that the other one has hung up."""
+        close_all(self.ends)
+
+    def take_ends(self, ends: Sequence[OwnedFd]) -> None:
+        """Own these duplicates of both ends in the place of those that were closed. Raises StateUnknown if they are not
+        of the same connection; the caller then still owns them."""
+        if len(ends) != len(self._ends) or [_identity(each) for each in ends] != self._ends:
+            raise StateUnknown("the connection is another one than it was when the VM was prepared")
+        self.qemu_end, self.switch_end = ends
+
     def close(self) -> None:
         """Close what is still owned. Neither process notices, because both have their own descriptors."""
         close_all(self.descriptors())
+
+
+def _identity(end: OwnedFd) -> tuple[int, int]:
+    found = os.fstat(end.fileno())
+    return found.st_dev, found.st_ino
 
 
 def fetch(snapshot: Snapshot) -> Fetched:

@@ -109,7 +109,7 @@ def _enter(client: BrokerClient, name: str, snapshot: Snapshot, fetched: Fetched
     client.status()  # a connection that is open already; no other broker is asked
     try:
         with guarded(snapshot, fetched) as section:
-            return client.adopt_enter(name), section
+            return client.adopt_enter(name, [each.fileno() for each in fetched.ends]), section
     except ConnectionLost as error:
         send_away(snapshot, fetched.switch_end)
         raise BrokerError(

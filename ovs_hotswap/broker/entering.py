@@ -21,7 +21,8 @@ import contextlib
 import fcntl
 import logging
 import os
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Sequence
 from functools import reduce
 from operator import or_
 
@@ -32,7 +33,7 @@ from ovs_hotswap.errors import BrokerError, HotswapError, ProtocolError, StateUn
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhostuser import messages
 from ovs_hotswap.vhostuser.backend import SwitchConnection
-from ovs_hotswap.vhostuser.channel import PeerClosed
+from ovs_hotswap.vhostuser.channel import OwnedFd, PeerClosed
 from ovs_hotswap.vhostuser.guest_state import GuestState, Offer
 from ovs_hotswap.vhostuser.handover import Swap
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 _PARKED_S = 10.0  # as for any VM that is parked (``control.parking_api``)
 _ANSWERS_S = 1.0  # for the answers to a swap that failed, while QEMU stands still
 _CATCH_UP_S = 0.003
+_STILL_S = 3.0  # for longer QEMU is not sure to stand still, whatever this process waits for (``adopt.stopping``)
 _LEFT_S = 5.0  # a switch connects again a second after an attempt that failed
 
 
@@ -59,6 +61,7 @@ class Entering:
         self._pid = slot.vm.suspects[old]
         self._wanted = slot.vm.park_wanted
         self._link: SwitchConnection | None = None
+        self._entered = 0.0
         self._flags: list[tuple[int, int]] = []  # of the two ends, which they share with QEMU and the switch
 
     @classmethod
@@ -75,6 +78,7 @@ class Entering:
             raise BrokerError(f"vm {vm.name} cannot be adopted by switch {to}: {reason}")
         vm.ownership.entered(old)  # raises what ``enter`` would
         made = cls(slot, old, to, fetched)
+        fetched.close_ends()  # ``enter`` gets others: until then each process sees that the other one has hung up
         parked = vm.park_wanted | ({to} - {old})
         vm.commit(vm.record._replace(state=fetched.state, entering=old, park_wanted=parked))
         try:
@@ -114,15 +118,23 @@ class Entering:
         if not self._stays and (fault := vm.parking_fault(self.new)):
             raise BrokerError(f"vm {vm.name}: {fault}")
 
-    async def enter(self, cores: Collection[int] = ()) -> Swap | None:
+    @property
+    def is_inside(self) -> bool:
+        """Whether the broker is in the place of QEMU and the first switch: it cannot simply be undone."""
+        return self._vm.qemu is not None and self._vm.entering is self.old
+
+    async def enter(self, ends: Sequence[OwnedFd], cores: Collection[int] = ()) -> Swap | None:
         """Move the VM. QEMU has to stand still until this returns or raises. Returns how long the rings changed hands,
-        or ``None`` if a switch failed in that time and the VM is the broker's nevertheless.
+        or ``None`` if a switch failed in that time and the VM is the broker's nevertheless. ``ends``: duplicates of
+        QEMU's end and of the switch's; this object then owns them, unless it raises StateUnknown because of them.
 
         Raises BrokerError if the VM was not moved: the first switch then serves it as before, QEMU and that switch have
         their connection, and only the preparation is left (``cancel``). Raises StateUnknown if the first switch does
         not answer; ``settle`` is then to be called again.
         """
         self.check()
+        self._fetched.take_ends(ends)
+        self._entered = time.monotonic()
         fault: HotswapError | None = None
         swap: Swap | None = None
         self._vm.unassigned = self._stays  # no switch is given the rings until the first one has connected again
@@ -237,7 +249,9 @@ class Entering:
         if link is not None and vm.links.get(self.old) is link:
             with contextlib.suppress(BrokerError):
                 self._slot.mover.drain()
-                await vm.changes.until(lambda: link.quiet, self._slot.mover.fence_s)
+                await vm.changes.until(lambda: link.quiet or vm.links.get(self.old) is not link,
+                                       self._slot.mover.fence_s)  # fmt: skip
+        if link is not None and vm.links.get(self.old) is link:
             with contextlib.suppress(OSError, ProtocolError):
                 link.channel.send(UNKNOWN_REQUEST)
             vm.unwatch(link)
@@ -245,12 +259,13 @@ class Entering:
             vm.commit(vm.record._replace(links=links))
             link.close()
         else:
-            self._drop_unread(still=still)
+            await self._drop_unread(still=still and time.monotonic() < self._entered + _STILL_S)
         self._restore_flags(1)
 
-    def _drop_unread(self, *, still: bool) -> None:
-        """Drop what a switch that has ended was sent and has not read. It is what this object has sent, as long as QEMU
-        stands ``still``. Otherwise it is not known where QEMU's own messages begin, and QEMU gets a new connection."""
+    async def _drop_unread(self, *, still: bool) -> None:
+        """Drop what a switch that has left was sent and has not read. It is what this object has sent, as long as QEMU
+        stands ``still``. Otherwise it is not known where QEMU's own messages begin, and QEMU gets a new connection,
+        once no switch is on the rings."""
         vm = self._vm
         if vm.qemu is None or not (count := vm.qemu.unread):
             return
@@ -258,8 +273,16 @@ class Entering:
             if not still:
                 raise ProtocolError(f"{count} bytes may be QEMU's or the broker's own")
             vm.qemu.discard(count)
+            return
         except (PeerClosed, ProtocolError, OSError) as error:
-            vm.drop_qemu(f"switch {self.old} ended, and what it has not read is not known: {error}")
+            why = f"switch {self.old} left, and what it has not read is not known: {error}"
+        vm.unassigned = True
+        with contextlib.suppress(BrokerError, StateUnknown):
+            if (owner := vm.owner()) is not None:
+                if vm.ownership.certainty is Certainty.OWNS:
+                    vm.take_back(owner)
+                await vm.changes.until(lambda: vm.ownership.holder is None, self._slot.mover.fence_s)
+        vm.drop_qemu(why)
 
     async def finish(self) -> None:
         """Wait until the first switch has left, and read from QEMU from then on. Raises StateUnknown if it does not
@@ -276,7 +299,7 @@ class Entering:
                 hint="end that switch if it hangs",
             ) from error
         if self.old not in vm.links and vm.entering is not None:  # it has ended, and may not have read all
-            self._drop_unread(still=False)
+            await self._drop_unread(still=False)
         said = lambda: self.old not in vm.links or vm.links[self.old].offer is not None  # noqa: E731
         with contextlib.suppress(BrokerError):
             await vm.changes.until(said, _ANSWERS_S)

@@ -98,7 +98,9 @@ class Vm(Peers):
         """Take a switch's new connection, or refuse it while an older one or its process may still hold the rings."""
         link = SwitchConnection(side, self.channel(connection, f"switch {side}"))
         before = self.links.get(side)
-        if before is not None and (self.ownership.holder is not side or before.channel.hung_up):
+        # The broker has a duplicate of the end that a switch has closed while its connection was entered.
+        left = before is not None and self.entering is side and link.pid == before.pid
+        if before is not None and (self.ownership.holder is not side or before.channel.hung_up or left):
             self.drop_link(side, "the switch opened another connection")
         suspect = self.suspects[side] if side in self.ownership.suspects else link.pid
         if link.pid != suspect or (self.ownership.holder is side and (side in self.links or link.pid != self.cut_pid)):

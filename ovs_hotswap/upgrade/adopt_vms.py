@@ -144,6 +144,8 @@ def _adopt(context: Upgrade, run: StepContext, name: str, prepared: Snapshot | N
     except NotServed:
         raise
     except HotswapError as error:
+        if name not in _waiting(context):
+            raise NotServed(error.message) from error  # its guest has ended in the meantime, or comes by itself
         raise _refused(context, name, error) from error
     deliver(host, new, [name], run)
     stopped, earlier = done.stopped_s * 1e3, run.facts.get("stopped_ms")

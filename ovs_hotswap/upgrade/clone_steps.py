@@ -16,7 +16,7 @@ from dataclasses import replace
 from ovs_hotswap.backends import refuse_kept
 from ovs_hotswap.clone import state as run_time
 from ovs_hotswap.clone.database import bring
-from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.errors import HotswapError, SwitchError
 from ovs_hotswap.host import boot_database
 from ovs_hotswap.host.standby import await_vm_ports, park_each
 from ovs_hotswap.model import Severity
@@ -177,11 +177,6 @@ class Adopt(ReversibleStep[Upgrade]):
         return_vms(context, run)
 
 
-class ClonePark(Park):
-    def stay(self, context: Upgrade, run: StepContext) -> Collection[str]:
-        return {*context.leave_out, *wire_turns.later(run)}
-
-
 class CloneMove(MoveVms):
     def stay(self, context: Upgrade, run: StepContext) -> Collection[str]:
         return {*context.leave_out, *wire_turns.later(run)}
@@ -231,8 +226,8 @@ def _take_cut_back(context: Upgrade, run: StepContext) -> None:
     wire = context.host.cloning.wire
     if context.look().outlook is Outlook.NONE or not context.runs(context.old):
         return
-    if names := wire_turns.later(run):
-        return_vms(context, run, names)
+    if (names := wire_turns.later(run)) and context.runs(context.new):
+        _return_others(context, run, names)
     wire.cut(context.old)
     if context.runs(context.new):
         wire.wire(context.new, Mode.UPLINKS)
@@ -241,33 +236,40 @@ def _take_cut_back(context: Upgrade, run: StepContext) -> None:
     clone_loss.announce(context, run, context.old)
 
 
-class MoveOthers(ReversibleStep[Upgrade]):
-    """Bridges with few VMs have none of these (``wire_turns``)."""
+def _return_others(context: Upgrade, run: StepContext, names: Collection[str]) -> None:
+    """Return the VMs that passed after the cut. What keeps one on the new instance does not keep the cut from being
+    taken back: the undo of the moves returns all of them."""
+    host = context.host
+    others = {vm.name for vm in host.backends.vms(read=False)} - set(names)
+    try:
+        move_all(host, context.old, run, back=True, without=others)
+    except HotswapError as error:
+        run.warn(f"VMs that passed after the cut return later: {error.message}")
+
+
+class MoveOthers(Step[Upgrade]):
+    """Bridges with few VMs have none of these (``wire_turns``). They return with the cut (``Cut.undo``)."""
 
     name = "move-others"
     description = "take over and move the VMs that could not pass before the cut"
-    look_at = "`ovs-hotswap vm list`"
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         host, new = context.host, context.new
         names = set(wire_turns.later(run)) - context.leave_out
-        if clone_loss.lost(context, run):
+        lost = clone_loss.lost(context, run)
+        if lost:
             clone_loss.go_without_old(context, run)
             clone_loss.await_left_alone(context, run)
-            return
         if not names:
             return
         others = {vm.name for vm in host.backends.vms(read=False)} - names
-        adopt_vms(context, run, others)
+        if not lost:
+            adopt_vms(context, run, others)
         if refused := park_each(host, new, [vm for vm in context.vms() if vm.name in names]):
             whys = [f"VM {name} cannot be parked on {new}: {why}" for name, why in refused.items()]
             raise SwitchError(some(whys, "; "), hint=context.without(refused))
-        remember_moves(run, move_all(host, new, run, without=others))
-
-    def undo(self, context: Upgrade, run: StepContext) -> None:
-        clean_up_after(context, run)
-        if names := wire_turns.later(run):
-            return_vms(context, run, names)
+        if not lost:
+            remember_moves(run, move_all(host, new, run, without=others))
 
 
 class CloneSoak(Step[Upgrade]):
@@ -337,7 +339,7 @@ class ClonePostcheck(Step[Upgrade]):
 def clone_plan() -> Plan[Upgrade]:
     return Plan(
         "upgrade",
-        before=(ClonePrecheck(), Sockets(), StartClone(), Copy(), OpenCloneWindow(), Wire(), Adopt(), ClonePark(),
+        before=(ClonePrecheck(), Sockets(), StartClone(), Copy(), OpenCloneWindow(), Wire(), Adopt(), Park(),
                 CloneMove(), Pause(), Cut(), MoveOthers(), CloneSoak()),
         after=(RecordClone(), Unwire(), Repoint(), CloseCloneWindow(), RetireClone(), ClonePostcheck()),
         no_way_back=clone_loss.no_way_back,

@@ -58,7 +58,11 @@ def adopt_here(config: Config, system: System, names: Collection[str], *, new: b
             return []
         if new:
             return _each(vms, lambda vm: _reconnect(host, vm.name, paths, active, "it was asked for"))
-        before = log_everything(paths, [vm.name for vm in vms], system)
+        try:
+            before = log_everything(paths, [vm.name for vm in vms], system)
+        except StateUnknown as error:  # the log has none of the connections
+            why = error.message
+            return _each(vms, lambda vm: _reconnect(host, vm.name, paths, active, why))
         try:
             return _each(vms, lambda vm: _adopt(host, vm.name, paths, active))
         finally:

@@ -247,14 +247,9 @@ class Park(ReversibleStep[Upgrade]):
     description = "park every VM on the standby"
     look_at = "`ovs-hotswap vm list`"
 
-    def stay(self, context: Upgrade, run: StepContext) -> Collection[str]:
-        """The VMs that are not parked."""
-        return context.leave_out
-
     def do(self, context: Upgrade, run: StepContext) -> None:
         host, side = context.host, context.new
-        stay = self.stay(context, run)
-        vms = [vm for vm in context.vms() if vm.name not in stay]
+        vms = context.vms()
 
         def parked(number: int, name: str) -> None:
             run.progress("parked", item=name, count=number, total=len(vms))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown, SwitchError
@@ -22,18 +22,18 @@ _CONFIRM_S = 1.0  # a switch that is slow and does not hang has confirmed by the
 _RETURNED_S = 5.0  # until the VMs of an instance that was ended are served by the other
 
 
-def return_vms(context: Upgrade, run: StepContext, names: Collection[str] | None = None) -> None:
+def return_vms(context: Upgrade, run: StepContext) -> None:
     """Do what ``take_back`` does, unless neither instance is left, or the old one died and the VMs went to the new one.
     Raises what ``take_back`` raises."""
     now = context.look()
     if now.outlook is not Outlook.NONE and not context.fled(now):
-        take_back(context, run, names)
+        take_back(context, run)
 
 
-def take_back(context: Upgrade, run: StepContext, names: Collection[str] | None = None) -> None:
-    """Have the old instance serve every VM again that is not in quarantine, or those of these ``names``. If the new
-    instance keeps some, it is ended now and not later, which gives all of them to the old one. A single VM that is not
-    served then is a warning. Raises BrokerError, StateUnknown or SwitchError if the old instance cannot serve VMs."""
+def take_back(context: Upgrade, run: StepContext) -> None:
+    """Have the old instance serve every VM again that is not in quarantine. If the new instance keeps some, it is ended
+    now and not later, which gives them to the old one. A single VM that is not served then is a warning. Raises
+    BrokerError, StateUnknown or SwitchError if the old instance cannot serve VMs."""
     host, old, new = context.host, context.old, context.new
     now = context.look_after_waiting()
     if now.old_lost:
@@ -42,9 +42,7 @@ def take_back(context: Upgrade, run: StepContext, names: Collection[str] | None 
         host.instances[new].kill()  # otherwise every VM would have to wait for a deadline
     _patiently(context, run, "has no port for", lambda vm: vm.switches[old].connected)
     try:
-        every = {vm.name for vm in host.backends.vms(read=False)}
-        without = frozenset() if names is None else every - set(names)
-        moves, earlier = move_all(host, old, run, back=True, without=without), run.facts.get(MOVED_BACK)
+        moves, earlier = move_all(host, old, run, back=True), run.facts.get(MOVED_BACK)
         run.remember(**{MOVED_BACK: {**(earlier if isinstance(earlier, dict) else {}), **moves}})
     except (BrokerError, StateUnknown) as error:
         now = context.look_after_waiting()

@@ -8,7 +8,7 @@ cut. The new switch mirrors the others, which pass after it. Both have mirrors f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ovs_hotswap.host.cloning import Cloning
@@ -30,15 +30,18 @@ class Turns:
     later: tuple[VmPort, ...] = ()
 
 
-def take_turns(ports: Iterable[VmPort], room: Mapping[str, int], later: Iterable[str]) -> Turns:
-    """Decide when each VM passes. ``room``: how many mirrors a bridge has room for. ``later``: VMs that do not pass
-    before the cut in any case, if there are more VMs on their bridge than mirrors."""
+def take_turns(
+    ports: Iterable[VmPort], room: Mapping[str, int], left_out: Collection[str] = (), later: Collection[str] = ()
+) -> Turns:
+    """Decide when each VM passes. ``room``: how many mirrors a bridge has room for. ``left_out``: VMs that do not pass,
+    and so not before the cut, if there are more VMs on their bridge than mirrors. ``later``: VMs of which it was
+    decided before that they pass after the cut, and which the old switch does not mirror."""
     either, first, rest = list[VmPort](), list[VmPort](), list[VmPort]()
-    wait = frozenset(later)
+    wait = {*left_out, *later}
     every = list(ports)
     for bridge in dict.fromkeys(port.bridge for port in every):
         own = [port for port in every if port.bridge == bridge]
-        if len(own) <= room[bridge]:
+        if len(own) <= room[bridge] and not any(port.name in later for port in own):
             either += own
             continue
         ready = [port for port in own if port.name not in wait][: room[bridge]]
@@ -52,7 +55,7 @@ def open_wire(context: Upgrade, run: StepContext) -> None:
     this is repeated. Raises SwitchError, PrecheckFailed."""
     cloning, old = context.host.cloning, context.old
     ports = read_ports(context.host.config)
-    turns = take_turns(ports, _room(cloning, old, ports), [*context.leave_out, *later(run)])
+    turns = take_turns(ports, _room(cloning, old, ports), context.leave_out, later(run))
     run.remember(**{LATER: [port.name for port in turns.later]})
     cloning.wire.open(old, turns.either, cloning.uplinks(old))
     if turns.later:

@@ -408,7 +408,8 @@ class MirrorWire:
     ) -> None:
         """Send each bridge of others its bundle: one group of bridges after the other, and those of a group at once."""
         names = self._bridges(rows)
-        for group in groups or [names]:
+        others = set(names).difference(*groups)  # a bridge of which no port is carried any longer may have flows still
+        for group in [*groups, others]:
             if not (chosen := [name for name in names if name in group]):
                 continue
             with ThreadPoolExecutor(max_workers=len(chosen)) as pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -72,7 +73,7 @@ def test_a_switch_that_dies_when_it_is_to_release_the_rings(make_direct: MakeDir
     bed = make_direct().serve()
     bed.prepare()[1].close()
     bed.a.fail_at_fence(0, 1, signal.SIGKILL)  # it answers the question before the handover alone
-    bed.client.adopt_enter("vm0")
+    bed.enter()
     vm = bed.client.adopt_finish("vm0")
     assert vm.qemu == os.getpid()
     bed.wait(lambda: bed.owner() is Side.B, "on b")
@@ -87,7 +88,7 @@ def test_a_switch_that_dies_before_anything_was_asked(make_direct: MakeDirect) -
     bed.qemus[0].drop()  # its end is closed by the kernel, and QEMU sees it
     bed.wait(lambda: not bed.client.vm("vm0").memory_bytes, "what was prepared is undone")
     with pytest.raises(TryAgain, match="has not been prepared"):
-        bed.client.adopt_enter("vm0")
+        bed.client.adopt_enter("vm0", [])
     bed.qemus[0].accept()
     bed.qemus[0].initialise()
     bed.qemus[0].start_driver(bed.qemus[0].used_indices())
@@ -102,7 +103,7 @@ def test_the_new_switch_dies_during_the_handover(make_direct: MakeDirect, answer
     bed.prepare()[1].close()
     bed.b.fail_at_fence(0, answered, signal.SIGKILL)
     with pytest.raises(BrokerError):
-        bed.client.adopt_enter("vm0")
+        bed.enter()
     vm = bed.client.vm("vm0")
     assert (vm.qemu, vm.memory_bytes) == (None, 0)
     assert bed.direct()
@@ -117,7 +118,7 @@ def test_a_switch_that_does_not_release_the_rings_in_time(make_direct: MakeDirec
     bed.prepare()[1].close()
     bed.a.fail_at_fence(0, 1, signal.SIGSTOP)
     with pytest.raises(StateUnknown):
-        bed.client.adopt_enter("vm0")
+        bed.enter()
     bed.a.go_on()
     bed.wait(lambda: bed.client.vm("vm0").absent is not None, "as before")
     assert bed.direct()
@@ -198,7 +199,7 @@ def test_a_switch_that_dies_before_it_has_read_what_it_was_sent(make_direct: Mak
     bed.prepare(to=to)[1].close()
     bed.a.stop()
     with ThreadPoolExecutor() as pool:
-        entered = pool.submit(bed.client.adopt_enter, "vm0")
+        entered = pool.submit(bed.enter)
         time.sleep(0.2)
         bed.a.kill()
         entered.result(20)
@@ -211,6 +212,48 @@ def test_a_switch_that_dies_before_it_has_read_what_it_was_sent(make_direct: Mak
     bed.ends_well(doubled=32)
 
 
+@pytest.mark.parametrize("answers", [1, 2, 3, 4])
+@pytest.mark.parametrize("to", list(Side))
+def test_a_switch_that_dies_at_any_answer_while_it_is_entered(make_direct: MakeDirect, to: Side, answers: int) -> None:
+    """Its QEMU is listened to afterwards in any case."""
+    bed = make_direct().serve()
+    bed.client.park("vm0", Side.B)
+    bed.prepare(to=to)[1].close()
+    bed.a.fail_at_fence(0, answers, signal.SIGKILL)
+    with contextlib.suppress(BrokerError, StateUnknown):
+        bed.enter()
+    bed.wait(lambda: bed.client.vm("vm0").confirmed_on(Side.A if bed.a.runs else Side.B), "served")
+    bed.qemus[0].reboot()
+    bed.ends_well(doubled=32)
+
+
+@pytest.mark.parametrize("to", list(Side))
+def test_a_switch_that_hangs_up_while_it_is_entered(make_direct: MakeDirect, to: Side) -> None:
+    """It cannot map what it is sent. The broker has a duplicate of the end that it closes, and sees no end."""
+    bed = make_direct(unmapped=1).serve()
+    bed.client.park("vm0", Side.B)
+    bed.prepare(to=to)[1].close()
+    with contextlib.suppress(BrokerError, StateUnknown):
+        bed.enter()
+    bed.wait(lambda: bed.owner() is not None, "served")
+    bed.ends_well(doubled=64)
+    bed.qemus[0].reboot()
+    bed.ends_well(doubled=64)
+
+
+def test_a_qemu_that_leaves_while_it_is_prepared_is_seen_by_its_switch(make_direct: MakeDirect) -> None:
+    bed = make_direct().serve()
+    bed.prepare()[1].close()
+    bed.qemus[0].drop()
+    bed.wait(lambda: bed.client.vm("vm0").switches[Side.A].connected, "the switch comes to the broker")
+    bed.wait(lambda: not bed.client.vm("vm0").memory_bytes, "what was prepared is undone")
+    bed.qemus[0].accept()
+    bed.qemus[0].initialise()
+    bed.qemus[0].start_driver(bed.qemus[0].used_indices())
+    bed.wait(lambda: bed.owner() is not None, "served")
+    bed.ends_well(doubled=32)
+
+
 @pytest.mark.parametrize("to", list(Side))
 def test_a_switch_that_dies_after_qemu_has_continued(make_direct: MakeDirect, to: Side) -> None:
     """It is not known where QEMU's own messages begin in what the switch has not read: QEMU gets a new connection."""
@@ -219,7 +262,7 @@ def test_a_switch_that_dies_after_qemu_has_continued(make_direct: MakeDirect, to
     bed.prepare(to=to)[1].close()
     bed.a.stop()
     with pytest.raises(StateUnknown):
-        bed.client.adopt_enter("vm0")
+        bed.enter()
     bed.a.kill()
     qemu = bed.qemus[0]
     qemu.wait_hung_up()

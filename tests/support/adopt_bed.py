@@ -23,7 +23,7 @@ from ovs_hotswap.adopt.snapshot import (
     RingPlaceFact,
     Snapshot,
 )
-from ovs_hotswap.backends import OwnerCertainty, VmStatus
+from ovs_hotswap.backends import MoveResult, OwnerCertainty, VmStatus
 from ovs_hotswap.config import Config
 from ovs_hotswap.model import Side
 from ovs_hotswap.process_exit import start_time
@@ -73,8 +73,10 @@ class PortsBroker(BrokerProcess):
 class DirectBed:
     """VMs ``vm0``.. on switch a, without a broker; ``serve`` starts the broker and switch b."""
 
-    def __init__(self, stack: contextlib.ExitStack, vms: int = 1, pairs: int = 1, *, managed: bool = False) -> None:
-        self._stack = stack
+    def __init__(
+        self, stack: contextlib.ExitStack, vms: int = 1, pairs: int = 1, *, managed: bool = False, unmapped: int = 0
+    ) -> None:
+        self._stack, self._unmapped = stack, unmapped
         names = [f"vm{k}" for k in range(vms)]
         self.broker = PortsBroker(names, managed=managed)
         self.broker.write_ports(names)
@@ -90,7 +92,8 @@ class DirectBed:
         self.config.stock_file.write_text(record.model_dump_json())
 
     def switch(self, pid_file: Path | None, features: int = FEATURES) -> SwitchProcess:
-        spec = SwitchSpec(self.broker.sockets(Side.A), features=features)
+        unmapped = self._unmapped if pid_file is None else 0
+        spec = SwitchSpec(self.broker.sockets(Side.A), features=features, unmapped=unmapped)
         made = self._stack.enter_context(SwitchProcess(spec, self.ledger, pid_file))
         self.switches.append(made)
         return made
@@ -149,8 +152,13 @@ class DirectBed:
 
     def adopt(self, name: str = "vm0", to: Side = Side.B) -> VmStatus:
         self.prepare(name, to)[1].close()
-        self.client.adopt_enter(name)
+        self.enter(name)
         return self.client.adopt_finish(name)
+
+    def enter(self, name: str = "vm0") -> MoveResult:
+        """Enter the connection that was prepared."""
+        with contextlib.closing(fetch(self.snapshot(int(name[2:])))) as fetched:
+            return self.client.adopt_enter(name, [each.fileno() for each in fetched.ends])
 
     def wait(self, true: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
         eventually(true, lambda: f"{what}: {self.client.vms()}", timeout, poll_s=0.005)

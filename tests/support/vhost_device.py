@@ -39,7 +39,8 @@ _DRIVER_OK = 4
 @dataclass(frozen=True)
 class SwitchSpec:
     """``sockets[k]`` is the broker's socket for VM ``k``. ``idle_s``: sleep of the one PMD when nothing moved.
-    ``echo``: what a guest sends comes back to it on the same queue pair, if it has offered a buffer."""
+    ``echo``: what a guest sends comes back to it on the same queue pair, if it has offered a buffer. ``unmapped``: so
+    many memory tables with more regions than the one before cannot be mapped."""
 
     sockets: Sequence[str]
     features: int = FEATURES
@@ -48,6 +49,7 @@ class SwitchSpec:
     reconnect_s: float = 0.05
     idle_s: float = 0.0002
     echo: bool = True
+    unmapped: int = 0
 
 
 @dataclass
@@ -95,6 +97,7 @@ class Port:
         self.status = 0
         self.running = False
         self.rarps = 0
+        self.unmapped = spec.unmapped
         self.refused: str | None = None  # why it hung up last, if that was on something it was told
         self.fences = -1  # so many more fences are answered before this process sends itself ``signal``; -1: all
         self.signal = 0
@@ -232,6 +235,9 @@ class Port:
                    for regions in (body.regions, [mapped.region for mapped in self.memory])]  # fmt: skip
         if layouts[0] == layouts[1]:
             return
+        if self.unmapped and 0 < len(self.memory) < len(body.regions):
+            self.unmapped -= 1
+            raise ProtocolError("a region cannot be mapped")
         again = [ring for ring in self.rings if ring.view is not None]
         for ring in again:
             self._invalidate(ring)

@@ -101,6 +101,10 @@ class SwitchProcess:
     def pid(self) -> int:
         return self._child.pid
 
+    @property
+    def runs(self) -> bool:
+        return self._child.poll() is None
+
     def _order(self, **order: object) -> None:
         assert self._child.stdin is not None
         self._child.stdin.write(json.dumps(order).encode() + b"\n")

@@ -129,7 +129,7 @@ def test_what_is_discarded_goes_with_its_descriptors_and_the_next_frame_is_whole
 def test_only_what_has_come_and_only_between_frames_is_discarded(pair: Pair) -> None:
     channel, peer = pair
     peer.send(messages.build(Request.SET_OWNER))
-    with pytest.raises(ProtocolError, match="5 bytes .* have not come"):
+    with pytest.raises(ProtocolError, match=r"5 bytes .* have not come"):
         channel.discard(17)
     peer.send(messages.build(Request.SET_OWNER)[:5])
     assert channel.receive() is None

@@ -29,7 +29,16 @@ def test_of_many_vms_those_for_which_there_is_room_pass_before_the_cut() -> None
 
 def test_those_that_are_left_out_or_have_waited_before_give_their_place_to_others() -> None:
     many = ports("br-int", 1, 2, 3, 4, 5)
-    assert take_turns(many, ROOM, ["vm1", "vm4"]) == Turns((), (many[1], many[2], many[4]), (many[0], many[3]))
+    decided = Turns((), (many[1], many[2], many[4]), (many[0], many[3]))
+    assert take_turns(many, ROOM, ["vm1", "vm4"]) == decided
+    assert take_turns(many, ROOM, ["vm1"], ["vm4"]) == decided
+
+
+def test_what_was_decided_stays_so_when_there_is_room_for_all_by_now() -> None:
+    """The old switch does not mirror those that were to pass after the cut."""
+    left = ports("br-int", 1, 2, 5)
+    assert take_turns(left, ROOM, [], ["vm4", "vm5"]) == Turns((), left[:2], left[2:])
+    assert take_turns(left, ROOM, [], ["vm4"]) == Turns(either=left)
 
 
 def test_no_more_than_there_are_pass_before_the_cut() -> None:

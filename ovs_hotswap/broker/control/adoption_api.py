@@ -30,7 +30,7 @@ from ovs_hotswap.broker.vm_slot import VmSlot
 from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown, TryAgain
 from ovs_hotswap.model import Side
 from ovs_hotswap.priority import control_core
-from ovs_hotswap.vhostuser.channel import OwnedFd
+from ovs_hotswap.vhostuser.channel import OwnedFd, close_all
 from ovs_hotswap.vhostuser.handover import Outcome, Swap
 from ovs_hotswap.vhostuser.ownership import Certainty
 
@@ -90,18 +90,23 @@ class Adoptions:
             del self._prepared[vm]
             made.cancel()
 
-    async def _enter(self, vm: str) -> MoveResult:
-        """Enter the connection, and move the VM. QEMU stands still during this call."""
+    async def _enter(self, vm: str, descriptors: Sequence[OwnedFd]) -> MoveResult:
+        """Enter the connection, and move the VM. QEMU stands still during this call.
+
+        ``descriptors``: duplicates of QEMU's end and of the switch's end of the connection.
+        """
         slot, made = self._slot(vm), self._prepared.pop(vm, None)
         if made is None:
             raise TryAgain(f"vm {vm}: its adoption has not been prepared, by this broker at least, or took too long")
+        ends = [OwnedFd(each.detach(), own=True) for each in descriptors]
         try:
-            swap = await made.enter(control_core(self._settings.pmd_cores))
-        except StateUnknown:
-            self._begin(self._settle(vm, made))
-            raise
+            swap = await made.enter(ends, control_core(self._settings.pmd_cores))
         except BaseException:
-            made.cancel()
+            if made.is_inside:
+                self._begin(self._settle(vm, made))
+            else:
+                made.cancel()
+                close_all(ends)
             raise
         self._begin(self._complete(vm, made))
         return move_result(slot.vm, swap or Swap(Outcome.MOVED))

@@ -144,10 +144,11 @@ class BrokerClient:
             raise ConnectionResetError("it hung up") from error
         return answer
 
-    def _ask_once(self, request: bytes) -> Any:
+    def _ask_once(self, request: bytes, descriptors: Sequence[int]) -> Any:
         """Send a request that may not be sent to a next broker. Raises OSError."""
         connection = self._connected()
-        connection.sendall(request)
+        sent = socket.send_fds(connection, [request], descriptors)
+        connection.sendall(request[sent:])
         return json.loads(self._line(connection))
 
     def _connected(self) -> socket.socket:
@@ -256,14 +257,15 @@ class BrokerClient:
         answer = self.call("adopt_prepare", descriptors=descriptors, vm=name, snapshot=snapshot, to=to)
         return self._read("adopt_prepare", answers.vm, answer)
 
-    def adopt_enter(self, name: str) -> MoveResult:
+    def adopt_enter(self, name: str, ends: Sequence[int]) -> MoveResult:
         """Move the VM to the prepared side. Its QEMU has to stand still during this call, which is made only once.
+        ``ends``: QEMU's end and the switch's end, as in ``Fetched.ends``.
 
         Raises ConnectionLost if the broker ended: nothing is known then (``adopt.send_away``). Raises BrokerError if
         the VM was not moved and is served as before, and StateUnknown if the first switch does not answer.
         """
         try:
-            answer = self._ask_once(encode({"method": "adopt_enter", "params": {"vm": name}}))
+            answer = self._ask_once(encode({"method": "adopt_enter", "params": {"vm": name}}), ends)
         except OSError as error:
             self.close()
             raise ConnectionLost(f"broker at {self._path}: adopt_enter: {error or 'no answer'}") from error
