@@ -59,7 +59,7 @@ class Entering:
         self._slot, self._vm, self._fetched = slot, slot.vm, fetched
         self.old, self.new = old, new
         self._pid = slot.vm.suspects[old]
-        self._wanted = slot.vm.park_wanted
+        self._added = frozenset({new}) - {old} - slot.vm.park_wanted
         self._link: SwitchConnection | None = None
         self._entered = 0.0
         self._flags: list[tuple[int, int]] = []  # of the two ends, which they share with QEMU and the switch
@@ -79,7 +79,7 @@ class Entering:
         vm.ownership.entered(old)  # raises what ``enter`` would
         made = cls(slot, old, to, fetched)
         fetched.close_ends()  # ``enter`` gets others: until then each process sees that the other one has hung up
-        parked = vm.park_wanted | ({to} - {old})
+        parked = vm.park_wanted | made._added
         vm.commit(vm.record._replace(state=fetched.state, entering=old, park_wanted=parked))
         try:
             vm.sync(to)
@@ -117,6 +117,10 @@ class Entering:
             raise BrokerError(f"vm {vm.name}: switch {self.old} has ended or connected again in the meantime")
         if not self._stays and (fault := vm.parking_fault(self.new)):
             raise BrokerError(f"vm {vm.name}: {fault}")
+
+    def is_of(self, slot: VmSlot) -> bool:
+        """Whether it is of this VM, and not of one that had its name before."""
+        return self._slot is slot
 
     @property
     def is_inside(self) -> bool:
@@ -172,7 +176,11 @@ class Entering:
         vm, state = self._vm, self._fetched.state
         self._flags = [(os.dup(end.fileno()), fcntl.fcntl(end.fileno(), fcntl.F_GETFL))
                        for end in (self._fetched.qemu_end, self._fetched.switch_end)]  # fmt: skip
-        qemu_end, switch_end = self._fetched.sockets()
+        try:
+            qemu_end, switch_end = self._fetched.sockets()
+        except (OSError, ValueError):
+            self._restore_flags(0)
+            raise
         link = SwitchConnection(self.old, vm.channel(qemu_end, f"switch {self.old}"))
         link.offer = Offer(state.features or 0, state.protocol_features or 0, max(1, len(state.rings) // 2))
         link.told, link.pid = self._fetched.told, self._pid
@@ -332,7 +340,7 @@ class Entering:
         vm = self._vm
         if vm.qemu is not None or vm.state is not self._fetched.state:
             return False
-        vm.commit(vm.record._replace(state=GuestState(), entering=None, park_wanted=self._wanted))
+        vm.commit(vm.record._replace(state=GuestState(), entering=None, park_wanted=vm.park_wanted - self._added))
         vm.unassigned = False
         if (link := vm.links.get(self.new)) is not None and (link.told.memory or link.told.features is not None):
             vm.drop_link(self.new, "the VM was not taken over")

@@ -96,7 +96,9 @@ class Adoptions:
         ``descriptors``: duplicates of QEMU's end and of the switch's end of the connection.
         """
         slot, made = self._slot(vm), self._prepared.pop(vm, None)
-        if made is None:
+        if made is None or not made.is_of(slot):
+            if made is not None:
+                made.cancel()
             raise TryAgain(f"vm {vm}: its adoption has not been prepared, by this broker at least, or took too long")
         ends = [OwnedFd(each.detach(), own=True) for each in descriptors]
         try:
