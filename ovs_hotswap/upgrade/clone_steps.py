@@ -42,7 +42,7 @@ from ovs_hotswap.upgrade.steps import (
     remember_moves,
     restore_priority,
 )
-from ovs_hotswap.upgrade.way_back import return_vms
+from ovs_hotswap.upgrade.way_back import move_back, return_vms
 from ovs_hotswap.vm_ports import VmPort, read_ports, write_ports
 from ovs_hotswap.wire.mirror_flows import Mode
 from ovs_hotswap.wording import some
@@ -239,10 +239,9 @@ def _take_cut_back(context: Upgrade, run: StepContext) -> None:
 def _return_others(context: Upgrade, run: StepContext, names: Collection[str]) -> None:
     """Return the VMs that passed after the cut. What keeps one on the new instance does not keep the cut from being
     taken back: the undo of the moves returns all of them."""
-    host = context.host
-    others = {vm.name for vm in host.backends.vms(read=False)} - set(names)
+    others = {vm.name for vm in context.host.backends.vms(read=False)} - set(names)
     try:
-        move_all(host, context.old, run, back=True, without=others)
+        move_back(context, run, others)
     except HotswapError as error:
         run.warn(f"VMs that passed after the cut return later: {error.message}")
 

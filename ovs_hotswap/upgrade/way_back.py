@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown, SwitchError
@@ -42,8 +42,7 @@ def take_back(context: Upgrade, run: StepContext) -> None:
         host.instances[new].kill()  # otherwise every VM would have to wait for a deadline
     _patiently(context, run, "has no port for", lambda vm: vm.switches[old].connected)
     try:
-        moves, earlier = move_all(host, old, run, back=True), run.facts.get(MOVED_BACK)
-        run.remember(**{MOVED_BACK: {**(earlier if isinstance(earlier, dict) else {}), **moves}})
+        move_back(context, run)
     except (BrokerError, StateUnknown) as error:
         now = context.look_after_waiting()
         if now.old_lost:
@@ -55,6 +54,14 @@ def take_back(context: Upgrade, run: StepContext) -> None:
             host.instances[new].kill()
         _bring_home(context)
         _patiently(context, run, "does not serve", lambda vm: vm.confirmed_on(old))
+
+
+def move_back(context: Upgrade, run: StepContext, without: Collection[str] = ()) -> None:
+    """Move the VMs but those ``without`` to the old instance, and record how long each move took. Raises what
+    ``move_all`` raises."""
+    moves = move_all(context.host, context.old, run, back=True, without=without)
+    earlier = run.facts.get(MOVED_BACK)
+    run.remember(**{MOVED_BACK: {**(earlier if isinstance(earlier, dict) else {}), **moves}})
 
 
 def _hangs(context: Upgrade) -> bool:
