@@ -98,8 +98,7 @@ class Vm(Peers):
         """Take a switch's new connection, or refuse it while an older one or its process may still hold the rings."""
         link = SwitchConnection(side, self.channel(connection, f"switch {side}"))
         before = self.links.get(side)
-        # The broker has a duplicate of the end that a switch has closed while its connection was entered.
-        left = before is not None and self.entering is side and link.pid == before.pid
+        left = before is not None and self.entering is side and link.pid == before.pid  # the end that it closed is open
         if before is not None and (self.ownership.holder is not side or before.channel.hung_up or left):
             self.drop_link(side, "the switch opened another connection")
         suspect = self.suspects[side] if side in self.ownership.suspects else link.pid

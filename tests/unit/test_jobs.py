@@ -37,7 +37,7 @@ CHANGING = {
     "broker start", "broker take-over", "broker stop", "broker reload", "watch run", "overlay apply", "release add",
     "release remove", "patches apply", "lab up", "lab down", "lab demo", "job interrupt", "job execute",
     "doctor", "instance rotate-logs", "package replace-daemons", "uplink selftest", "adopt", "release-vms",
-    "config init", "stock install", "stock remove", "stock shield", "stock unshield",
+    "config init", "stock install", "stock remove", "stock shield", "stock unshield", "metrics write",
 }  # fmt: skip
 
 
