@@ -78,7 +78,7 @@ def test_the_switches_notify_pipes_are_used_for_a_row_of_moves(make_bed: MakeBed
     before = bed.broker.descriptors()
     for _ in range(20):
         bed.client.move_many(["vm0"], Side.B, threads)
-    assert bed.broker.descriptors() == before
+    assert bed.broker.descriptors() <= before  # one that was being closed then may be gone
     for ends in pipes.values():
         for end in ends:
             os.close(end)
