@@ -18,7 +18,7 @@ _vms = click.argument("vms", metavar="[VM]...", nargs=-1)
 def adopt(app: App, vms: tuple[str, ...], dry_run: bool, reconnect: bool) -> None:
     """Put VMs that the active switch serves without the broker under the broker; the switch stays.
 
-    This is for hosts with `program = "clone"`. A guest has no network for some ten milliseconds, and its QEMU notices
+    This is for hosts with `program = "clone"`. A guest has no network for some 60 milliseconds, and its QEMU notices
     nothing. A VM whose connection cannot be entered, for example because the switch's log does not have it, gets a new
     one: its guest may see its link go down and up. `ovs-hotswap upgrade` needs none of this: it takes VMs over on the
     way, without loss. Without VM, all VMs are taken over, one after the other.
