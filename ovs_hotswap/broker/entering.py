@@ -28,6 +28,7 @@ from operator import or_
 
 from ovs_hotswap.adopt.fetching import Fetched
 from ovs_hotswap.adopt.snapshot import UNKNOWN_REQUEST, Snapshot, why_not_carried
+from ovs_hotswap.broker.vm import Vm
 from ovs_hotswap.broker.vm_slot import VmSlot
 from ovs_hotswap.errors import BrokerError, HotswapError, ProtocolError, StateUnknown
 from ovs_hotswap.model import Side
@@ -73,7 +74,7 @@ class Entering:
         changed then, and the caller still owns ``fetched``.
         """
         vm = slot.vm
-        old = to if vm.ownership.suspects == {to} else to.other
+        old = to if stays_with(vm, to) else to.other
         if reason := _why_not(slot, snapshot, fetched, to):
             raise BrokerError(f"vm {vm.name} cannot be adopted by switch {to}: {reason}")
         vm.ownership.entered(old)  # raises what ``enter`` would
@@ -357,6 +358,11 @@ class Entering:
         self._flags = []
 
 
+def stays_with(vm: Vm, side: Side) -> bool:
+    """Whether it is the switch of this side that serves the VM without the broker."""
+    return vm.ownership.suspects == {side}
+
+
 def _why_not(slot: VmSlot, snapshot: Snapshot, fetched: Fetched, to: Side) -> str | None:
     vm = slot.vm
     link = vm.links.get(to)
@@ -366,7 +372,7 @@ def _why_not(slot: VmSlot, snapshot: Snapshot, fetched: Fetched, to: Side) -> st
         return "another attempt is under way"
     if vm.withdrawn or vm.quarantine is not None:
         return "no switch is to serve it"
-    old = to if vm.ownership.suspects == {to} else to.other
+    old = to if stays_with(vm, to) else to.other
     if vm.suspects.get(old) != snapshot.switch.pid:
         return f"process {snapshot.switch.pid} is not switch {old}"
     if old is to:

@@ -33,7 +33,7 @@ def _await_received(host: Host, side: Side, names: Collection[str]) -> list[str]
     """Wait until the instance receives from VMs that are parked on it, and return those from which it does not. A guest
     may use fewer queue pairs than its QEMU offers, as one with fewer cores does, and those it does not use are never
     polled."""
-    pairs = {vm.name: enabled_pairs(vm) for vm in host.backends.vms() if vm.name in names}
+    pairs = {vm.name: enabled_pairs(vm) for vm in host.backends.vms(read=False) if vm.name in names}
     late = await_polled(host, side, pairs)
     if len(late) < len(pairs):
         host.await_devices(side, _POLLED_S)

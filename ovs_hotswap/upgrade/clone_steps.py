@@ -239,8 +239,8 @@ def _take_cut_back(context: Upgrade, run: StepContext) -> None:
 def _return_others(context: Upgrade, run: StepContext, names: Collection[str]) -> None:
     """Return the VMs that passed after the cut. What keeps one on the new instance does not keep the cut from being
     taken back: the undo of the moves returns all of them."""
-    others = {vm.name for vm in context.host.backends.vms(read=False)} - set(names)
     try:
+        others = {vm.name for vm in context.host.backends.vms(read=False)} - set(names)
         move_back(context, run, others)
     except HotswapError as error:
         run.warn(f"VMs that passed after the cut return later: {error.message}")

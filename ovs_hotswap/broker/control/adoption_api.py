@@ -22,7 +22,7 @@ from ovs_hotswap.broker.changes import Changes
 from ovs_hotswap.broker.control.documents import move_result, vm_status
 from ovs_hotswap.broker.control.moves_api import side_of
 from ovs_hotswap.broker.control.server import Method
-from ovs_hotswap.broker.entering import Entering
+from ovs_hotswap.broker.entering import Entering, stays_with
 from ovs_hotswap.broker.qemu_connector import call
 from ovs_hotswap.broker.settings import Settings
 from ovs_hotswap.broker.vm_record import Note
@@ -67,7 +67,7 @@ class Adoptions:
         """
         slot, side = self._slot(vm), side_of(to)
         await self._cancel(vm)
-        stays = slot.vm.ownership.suspects == {side}
+        stays = stays_with(slot.vm, side)
         with contextlib.suppress(BrokerError):  # a switch that has just been hung up on; otherwise the reason follows
             await self._changes.until(lambda: stays or _is_connected(slot, side), _COMES_S)
         facts, mine = read_snapshot(snapshot), [OwnedFd(each.detach(), own=True) for each in descriptors]
