@@ -97,7 +97,8 @@ def test_what_is_found_is_so_and_nothing_is_disturbed(host: StockHost, config: P
         assert (vm["socket"], vm["bridge"], vm["connected"]) == (str(guest.socket), BRIDGE, True)
         assert vm["ofport"] == host.ofport(guest.name)
         assert vm["acked"] == int(host.vsctl("get", "interface", guest.name, "status:features").strip('"'), 16)
-        assert (vm["vrings"], vm["log"]) == (2, {"regions": 1, "fault": None, "hint": None})
+        small = guest.kind.memory_mb << 20
+        assert (vm["vrings"], vm["log"]) == (2, {"regions": 1, "small_pages": small, "fault": None, "hint": None})
         qemu = vm["qemu"]
         assert (qemu["pid"], qemu["guest"], qemu["kvm"]) == (guest.pid, guest.name, False)
         assert qemu["monitors"] == [{"path": str(guest.monitor), "client": None}]
@@ -117,10 +118,10 @@ def test_what_is_found_is_so_and_nothing_is_disturbed(host: StockHost, config: P
 
     assert document["ready"] is True
     warnings = findings(document, "warning")
-    expected = {"ovn", "host ports", "switch"} | ({"conntrack"} if switch["ovs_version"] == "3.1.0" else set())
+    expected = {"ovn", "host ports", "memory pages"} | ({"conntrack"} if switch["ovs_version"] == "3.1.0" else set())
     assert warnings.keys() == expected, warnings
     assert VTEP in warnings["host ports"]
-    assert "--mlockall" in warnings["switch"]
+    assert "--mlockall" in warnings["memory pages"], "the guests' memory is of small pages"
 
 
 def test_a_second_device_is_asked_for(host: StockHost, tmp_path: Path) -> None:
