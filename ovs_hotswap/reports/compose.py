@@ -88,7 +88,6 @@ def of_plan(run: Run, seen: Seen) -> RunReport:
     standing, found = fold(run.shape, run.records), stages(run.records, run.times)
     kind = RunKind.ROLLBACK if run.parameters.get(GOES_BACK) is True else RunKind.UPGRADE
     facts, ended = standing.facts, run.times[-1] if run.times else run.started
-    gap = facts.get("uplink_gap_ms")
     return RunReport(
         id=identity(run.started, kind), kind=kind, outcome=_outcome(standing, found), host=seen.host,
         program=seen.program, started=run.started, ended=ended,
@@ -100,7 +99,7 @@ def of_plan(run: Run, seen: Seen) -> RunReport:
         committed=next((time for record, time in zip(run.records, run.times, strict=True)
                         if record.kind is Kind.COMMIT), None),
         stages=tuple(found), vms=tuple(_vms(run, facts, found, ended, seen)),
-        uplink_gap_ms=gap if isinstance(gap, float) else None,
+        uplink_gap_ms=_number(facts.get("uplink_gap_ms")),
         warnings=(*_texts(facts.get("warnings")), *_failures(run, ended, seen.events)),
         checks=tuple(_checks(facts)), happenings=tuple(_happenings(run, ended, seen.events)),
     )  # fmt: skip
@@ -143,7 +142,7 @@ def _checks(facts: Facts) -> Iterable[CheckResult]:
 def _vms(run: Run, facts: Facts, found: Sequence[Stage], ended: float, seen: Seen) -> Iterable[VmPart]:
     """Yield the part of each VM that was moved or is known."""
     timed = {back: _numbers(facts.get(name)) for back, name in ((False, "moves"), (True, MOVED_BACK))}
-    stopped, uplink = _numbers(facts.get("stopped_ms")), facts.get("uplink_gap_ms")
+    stopped, uplink = _numbers(facts.get("stopped_ms")), _number(facts.get("uplink_gap_ms"))
     left_out, known = _texts(run.parameters.get("leave_out")), {vm.name: vm for vm in seen.vms}
     for name in dict.fromkeys([*known, *timed[False], *timed[True], *stopped]):
         vm = known.get(name)
@@ -159,7 +158,7 @@ def _vms(run: Run, facts: Facts, found: Sequence[Stage], ended: float, seen: See
             gaps, note = [*gaps, *([gap] if gap else [])], None if gap else _BY_ITSELF
         if name in stopped:
             gaps.append(Gap(GapSource.STOPPED, stopped[name], None, "adopt"))
-        if gaps and isinstance(uplink, float):
+        if gaps and uplink is not None:
             gaps.append(Gap(GapSource.UPLINK, uplink, None, "steer"))
         us = timed[True].get(name, timed[False].get(name))
         apart = None if gaps or note else _why_apart(name, vm, left_out)
@@ -232,7 +231,7 @@ def of_failover(events: Sequence[Mapping[str, Any]], seen: Seen) -> RunReport | 
         steps=tuple(stage.name for stage in found),
         descriptions=dict(_STAGES.values()), stages=tuple(found),
         vms=tuple(_after_failover(float(begun), new, found, left, seen.vms)),
-        protected_after_s=float(after) if isinstance(after, int | float) else None,
+        protected_after_s=_number(after),
         warnings=tuple(_faults(later[:standby])),
         happenings=tuple(Happening(*each) for each in _told(later[: standby + 1])),
     )  # fmt: skip
@@ -307,6 +306,10 @@ def _shown(value: Any) -> str:
 
 def _sorted(gaps: Iterable[Gap]) -> tuple[Gap, ...]:
     return tuple(sorted(gaps, key=lambda gap: -gap.ms))
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _numbers(value: Json) -> dict[str, float]:

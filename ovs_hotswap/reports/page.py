@@ -45,18 +45,19 @@ def page(report: RunReport, others: Sequence[RunReport] = ()) -> str:
     """Return the page. It compares the report with those among ``others`` that are earlier and like it."""
     compared = compare(report, others)
     attention = report.outcome is Outcome.DONE and (report.warnings or report.lost)
-    fail = words.why(report)
+    fail, gaps, order = words.why(report), charts.gaps(report), charts.order(report)
     return _template().render(
         report=report, title=words.title(report), about=words.about(report),
         tone="back" if attention else _TONES[report.outcome], sign="!" if attention else _SIGNS[report.outcome],
         begun=words.clock(report.started), ended=words.clock(report.ended), cards=_cards(report, compared.own),
         why=fail, advice=words.advice(report) if report.outcome is not Outcome.DONE else None,
         undone=[stage for stage in report.stages if stage.undo], lanes=charts.lanes(report, compared),
-        commit=charts.commit_at(report), begun_steps=_not_begun(report), gaps=charts.gaps(report),
-        order=charts.order(report), legend=_legend(report), by_step=_by_step(report), vms=_rows(report),
+        commit=charts.commit_at(report), begun_steps=_not_begun(report), gaps=gaps,
+        order=order, legend=_legend(report), by_step=_by_step(report), vms=_rows(report),
         open=len(report.vms) <= _OPEN, guests=any(vm.pings for vm in report.vms), checks=_checks(report.checks),
         runs=_runs(compared), compared=bool(compared.usual), failover=report.kind is RunKind.FAILOVER,
-        timeline_note=_timeline_note(report, compared), gaps_note=_gaps_note(report), order_note=_order_note(report),
+        timeline_note=_timeline_note(report, compared), gaps_note=_gaps_note(report, gaps),
+        order_note=_order_note(order),
         happenings=[(words.seconds(max(0.0, each.time - report.started)), each.text) for each in report.happenings],
     )  # fmt: skip
 
@@ -71,18 +72,17 @@ def _timeline_note(report: RunReport, compared: Comparison) -> str:
     return " ".join(found)
 
 
-def _gaps_note(report: RunReport) -> str:
-    many = sum(bool(vm.gaps) for vm in report.vms) > charts.NAMED
-    place, way = ("on the left", "up") if many else ("first", "to the right")
+def _gaps_note(report: RunReport, chart: charts.Chart | None) -> str:
+    place, way = ("first", "to the right") if chart is not None and chart.rows else ("on the left", "up")
     found = [f"The worst VM is {place}. Equal distances {way} are equal ratios."]
     if not any(vm.pings for vm in report.vms):
         found.append("What the guests themselves noticed is not known to the host.")
     return " ".join(found)
 
 
-def _order_note(report: RunReport) -> str:
-    many = sum(vm.since is not None for vm in report.vms) > charts.NAMED
-    end = "The height is how long it took." if many else "A bar is as long as its handover took."
+def _order_note(chart: charts.Chart | None) -> str:
+    rows = chart is not None and chart.rows
+    end = "A bar is as long as its handover took." if rows else "The height is how long it took."
     return f"When each VM was handed over, from the beginning of the first handover. {end}"
 
 

@@ -150,6 +150,15 @@ def test_every_vm_is_in_both_charts(count: int) -> None:
     assert order.height < 900
 
 
+def test_the_note_at_a_chart_is_about_that_chart() -> None:
+    """If few of many VMs were handed over, their chart has a row for each of them."""
+    report = upgrade(charts.NAMED + 2)
+    report = replace(report, vms=(*report.vms[:2], *(replace(vm, handover_us=None) for vm in report.vms[2:])))
+    texts = read(report).texts
+    assert any("A bar is as long as its handover took." in text for text in texts)
+    assert any("The worst VM is on the left." in text for text in texts)
+
+
 def test_what_is_ten_times_as_long_is_as_far_to_the_right_everywhere() -> None:
     vms = [VmPart(f"vm{power}", gaps=(Gap(GapSource.HANDOVER, 10.0**power),)) for power in (2, 1, 0, -1)]
     found = charts.gaps(replace(upgrade(), vms=tuple(vms)))

@@ -159,8 +159,9 @@ def test_a_handover_of_another_time_is_none_of_this_run() -> None:
     assert [vm.gaps for vm in of_plan(upgrade_book({}).run(), seen([before, after])).vms] == [(), ()]
 
 
-def test_times_in_which_nothing_passed_are_gaps_of_each_moved_vm() -> None:
-    book = upgrade_book({"vm1": 100.0}, uplink_gap_ms=250.0, stopped_ms={"vm1": 7.0, "vm9": 8.0})
+@pytest.mark.parametrize("uplink_ms", [250.0, 250])
+def test_times_in_which_nothing_passed_are_gaps_of_each_moved_vm(uplink_ms: float) -> None:
+    book = upgrade_book({"vm1": 100.0}, uplink_gap_ms=uplink_ms, stopped_ms={"vm1": 7.0, "vm9": 8.0})
     found = of_plan(book.run(), seen([vm_status("vm2"), vm_status("vm9", owner_since=BEGUN + 1)]))
     assert [vm.note for vm in found.vms] == [None] * 3
     gaps = {vm.name: [(gap.source, gap.ms, gap.step) for gap in vm.gaps] for vm in found.vms}
