@@ -2,9 +2,10 @@
 
 A switch counts a packet that it drops in one of three ways: at a port (``Interface.statistics``), by the flow that
 drops it, or, where neither is possible, by a coverage counter of the whole process. Only the first two can name a VM.
-Ports and flows never count the same packet. The coverage counter ``drop_action_of_pipeline`` counts every packet for
-which the flow tables had no output at all, those that a flow of the overlay has counted among them: so PIPELINE is
-never added to the others.
+Ports and flows never count the same packet. Some reasons are no further packets (REPEATED): the coverage counter
+``drop_action_of_pipeline`` counts every packet for which the flow tables had no output at all, those that a flow of the
+overlay has counted among them; and connection tracking lets a packet pass that is invalid, or for which it has no room
+(lib/conntrack.c, conn_not_found): what the flows do with it then, they count.
 
 While two instances serve a host, the one that does not own a VM's rings is given copies of what is for the VM. What
 becomes of these is no loss (``losses``).
@@ -73,7 +74,7 @@ _TEXTS: Mapping[Reason, str] = {
     Reason.NOT_ASKED: "were about the VTEP's MAC, on the instance that does not speak for it",
     Reason.NIC_MISSED: "were missed by the NIC: its receive queue was full, as its PMD thread did not come in time",
     Reason.NO_BUFFER: "found no free buffer in the packet pool",
-    Reason.UPCALL: "needed a new datapath flow, and the upcall failed",
+    Reason.UPCALL: "needed an upcall, as for a new datapath flow, and it failed",
     Reason.TUNNEL: "could not be put into a tunnel, or taken out of one",
     Reason.CONNTRACK_FULL: "were of new connections for which the connection table, or a zone's limit, had no room",
     Reason.CONNTRACK_INVALID: "were invalid to connection tracking",
@@ -97,6 +98,9 @@ DIFFERENCES = frozenset({Reason.NOT_READY, Reason.NO_BUFFER})
 """The reasons that a port counts as the rest of its drops. Under load they may be some packets too many, as the switch
 reads a port's own counters a moment before the others (vswitchd/bridge.c, iface_refresh_stats)."""
 
+REPEATED = frozenset({Reason.PIPELINE, Reason.CONNTRACK_FULL, Reason.CONNTRACK_INVALID})
+"""The reasons that are no further packets: these were not dropped for this, or another reason has them as well."""
+
 FLOWS: Mapping[str, Reason] = {
     "drop_spoofed": Reason.SPOOFED,
     "drop_unknown_from_vm": Reason.UNKNOWN_MAC,
@@ -110,10 +114,11 @@ FLOWS: Mapping[str, Reason] = {
 """The reason for which a flow of the overlay drops, by the name of its kind (``overlay.tables.Kind``)."""
 
 # lib/dpif-netdev.c and lib/odp-execute.c (datapath_drop_*, drop_action_*), lib/conntrack.c, lib/conntrack-tcp.c,
-# lib/netdev.c (netdev_*_drops): those of OVS 3.1 to 3.7. Packets with a wrong checksum are invalid to connection
-# tracking; its own flows drop them then, or do not.
+# lib/ipf.c, lib/netdev.c (netdev_*_drops): those of OVS 3.1 to 3.7. Packets with a wrong checksum are invalid to
+# connection tracking. A packet that finds the lock of upcalls held needed an upcall too, and so did one that an action
+# sends to user space. datapath_drop_hw_post_process_consumed is no loss: the offload provider has taken these packets.
 _COVERAGE = {
-    Reason.UPCALL: ("datapath_drop_upcall_error",),
+    Reason.UPCALL: ("datapath_drop_upcall_error", "datapath_drop_lock_error", "datapath_drop_userspace_action_error"),
     Reason.TUNNEL: (
         "datapath_drop_tunnel_push_error", "datapath_drop_tunnel_pop_error", "datapath_drop_invalid_tnl_port",
         "datapath_drop_tunnel_tso_recirc", "drop_action_invalid_tunnel_metadata", "drop_action_tunnel_routing_failed",
@@ -123,6 +128,7 @@ _COVERAGE = {
     Reason.CONNTRACK_FULL: ("conntrack_full", "conntrack_zone_full"),
     Reason.CONNTRACK_INVALID: (
         "conntrack_tcp_seq_chk_failed", "conntrack_invalid_tcp_flags", "conntrack_l3csum_err", "conntrack_l4csum_err",
+        "ipf_l3csum_err",
     ),
     Reason.METER: ("datapath_drop_meter",),
     Reason.LOOP: (
@@ -132,10 +138,9 @@ _COVERAGE = {
     Reason.MALFORMED: ("datapath_drop_rx_invalid_packet", "drop_action_unsupported_packet_type"),
     Reason.OFFLOAD: (
         "netdev_send_prepare_drops", "netdev_soft_seg_drops", "netdev_geneve_tso_drops", "netdev_vxlan_tso_drops",
-        "datapath_drop_hw_miss_recover", "datapath_drop_hw_post_process",
     ),
     Reason.INTERNAL: (
-        "datapath_drop_lock_error", "datapath_drop_userspace_action_error", "datapath_drop_invalid_port",
+        "datapath_drop_hw_miss_recover", "datapath_drop_hw_post_process", "datapath_drop_invalid_port",
         "datapath_drop_invalid_bond", "datapath_drop_sample_error", "datapath_drop_nsh_decap_error",
         "drop_action_bridge_not_found", "drop_action_congestion", "drop_action_forwarding_disabled",
         "drop_action_too_many_mpls_labels",
@@ -165,14 +170,14 @@ class Drop:
 def drops(counters: SwitchCounters, vms: Mapping[str, int]) -> tuple[Drop, ...]:
     """Return every drop counter of a switch, those at 0 among them. ``vms``: the OpenFlow number of each VM's port, by
     the port's name. A part that could not be read has no drops here: they are unknown, and not 0."""
-    found = [drop for port in (counters.ports or {}).values() for drop in of_port(port, vm=port.name in vms)]
+    found = [drop for port in (counters.ports or {}).values() for drop in of_port(port)]
     found += of_flows(counters.flows or (), vms)
     if counters.coverage is not None:
         found += of_coverage(counters.coverage)
     return tuple(found)
 
 
-def of_port(port: PortCounters, *, vm: bool) -> Iterator[Drop]:
+def of_port(port: PortCounters) -> Iterator[Drop]:
     """Yield the drops of one port; none for a port that is not of DPDK, as such a port counts no reasons.
 
     A vhost-user port counts in ``tx_dropped`` alone what comes for it before its guest is ready, or while it is down
@@ -187,7 +192,7 @@ def of_port(port: PortCounters, *, vm: bool) -> Iterator[Drop]:
         yield Drop(reason, port.count(name), port.name)
     yield Drop(Reason.NOT_READY, max(0, port.count("tx_dropped") - named), port.name)
     yield Drop(Reason.POLICING, port.count(_POLICED), port.name)
-    if not vm:
+    if not port.vhost:
         missed = port.count("rx_missed_errors")
         yield Drop(Reason.NIC_MISSED, missed, port.name)
         yield Drop(Reason.NO_BUFFER, max(0, port.count("rx_dropped") - missed - port.count(_POLICED)), port.name)

@@ -24,8 +24,9 @@ from ovs_hotswap.system import System
 
 Kind = TypeVar("Kind")
 
-PARTS = ("ports", "coverage", "pmds", "pools", "conntrack", "flows")
-"""The names of the parts of ``SwitchCounters``, which are those of the methods of ``CounterReader``."""
+PARTS = ("coverage", "ports", "pmds", "pools", "conntrack", "flows")
+"""The names of the parts of ``SwitchCounters``, which are those of the methods of ``CounterReader``. In this order they
+are read: the coverage counters of a new process show whether the database has its ports' counters yet."""
 
 
 class CounterReader:

@@ -33,6 +33,11 @@ class PortCounters:
     policing_kbps: int = 0
     statistics: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def vhost(self) -> bool:
+        """Whether a guest is at its other end: ``dpdkvhostuser`` or ``dpdkvhostuserclient``."""
+        return self.type.startswith("dpdkvhostuser")
+
     def count(self, name: str) -> int:
         """Return a counter; 0 if the port does not have it, as a switch reports it only once it may be other than 0."""
         return self.statistics.get(name, 0)

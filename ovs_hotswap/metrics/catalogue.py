@@ -94,11 +94,12 @@ _ALL = (
            "backwards over an upgrade or a failover.", ("vm", "reason")),
     # Packets of the host.
     Metric("dropped_packets_total", _C, "Packets that were dropped and belong to no single VM, by reason, port and VNI "
-           "as far as these are known. The reason pipeline has those again that flows have counted.",
-           ("reason", "port", "vni")),
+           "as far as these are known. Three reasons are no further packets: pipeline, conntrack_full and "
+           "conntrack_invalid.", ("reason", "port", "vni")),
     Metric("flow_packets_total", _C, "Packets of the overlay's flows of both sides, by kind.", ("kind",)),
-    Metric("packet_pool_buffers", _G, "Buffers of the packet pools of a side on a NUMA node.", ("side", "node")),
-    Metric("packet_pool_buffers_in_use", _G, "Buffers that are in use.", ("side", "node")),
+    Metric("packet_pool_buffers", _G, "Buffers of a side's packet pool on a NUMA node, by the bytes of a buffer. Of "
+           "several such pools it is the fullest.", ("side", "node", "buffer_bytes")),
+    Metric("packet_pool_buffers_in_use", _G, "Buffers of this pool that are in use.", ("side", "node", "buffer_bytes")),
     Metric("pmd_cycles_total", _C, "Cycles of a PMD thread, by state: busy (it found packets) or idle.",
            ("side", "numa", "core", "state")),
     Metric("conntrack_connections", _G, "Connections that the side tracks.", ("side",)),

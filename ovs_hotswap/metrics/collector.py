@@ -7,10 +7,13 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from wsgiref.simple_server import WSGIServer
+from collections.abc import Callable, Iterable, Iterator
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIEnvironment
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest, make_wsgi_app
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
@@ -59,7 +62,7 @@ class HostCollector(Collector):
     def _scrape(self, begun: float) -> list[Metric]:
         with contextlib.ExitStack() as held:
             fault = self._hold(held)
-            before = self._file.read() if self._kept is None or not fault else self._kept
+            before = self._file.read(self._kept) if self._kept is None or not fault else self._kept
             look = self._reader.look()
             kept = self._kept = Kept(advance(before.tally, counted(look)), self._reader.history(before.history))
             fault = fault or self._keep(kept)
@@ -103,12 +106,39 @@ def text(collector: Collector) -> str:
     return generate_latest(registry).decode()
 
 
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing of each scrape."""
+
+
 def serve(collector: Collector, address: str, port: int) -> tuple[WSGIServer, threading.Thread]:
-    """Answer scrapes at an address until the server is shut down. Raises HostError if the address cannot be had."""
+    """Answer scrapes at an address until the server is shut down. Raises HostError if the address cannot be had.
+
+    Every answer is in the text format, which prometheus-client writes in half the time of the one that Prometheus would
+    prefer.
+    """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
+    application = make_wsgi_app(registry)
+
+    def plain(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        answer: Iterable[bytes] = application({**environ, "HTTP_ACCEPT": "text/plain"}, start_response)
+        return answer
+
     try:
-        return start_http_server(port, addr=address, registry=registry)
+        kind = _Server6 if ":" in address else _Server
+        server = make_server(address, port, plain, kind, _Handler)
     except OSError as error:
         found = host_error(error)
         raise HostError(f"{address}:{port}: {found.message}", hint="give another address: `--listen`") from error
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    return server, thread

@@ -1,4 +1,4 @@
-"""What upgrades and the watchdog have done since this host was booted, added up from journals and events. Pure."""
+"""What upgrades and the watchdog have done since the first look at this host, from journals and events. Pure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 from ovs_hotswap.metrics.catalogue import GAP_BUCKETS, HANDOVER_BUCKETS
 from ovs_hotswap.metrics.histogram import Histogram
 from ovs_hotswap.plan.records import Facts, Kind, Phase, Record
+from ovs_hotswap.watchdog.health import Signal
 
 _DIED = re.compile(r"\binstance [ab] (?:died|is stopped|has ended|does not run)\b|\bovs-vswitchd has ended\b")
-_SIGNALS = ("process", "stopped", "pmd", "main-thread")  # docs/json.md: the event `failover`
 EVENTS = (
     "failover", "rings", "failover-uplink", "uplink", "standby", "standby-died", "database", "start-failed", "restart",
     "uplink-back", "uplink-restored", "gave-up", "not-parked", "trial", "quarantine", "trial-ended", "next-hop",
@@ -33,15 +33,18 @@ class EventsRead:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """``rollbacks``: by step and reason. ``journal``: the name of the newest journal that is counted."""
+    """``rollbacks``: by step and reason. ``begun``: there was a first look, and what happened before it is not counted.
+    Otherwise a boot, after which some of the older journals and events are still there, would look like upgrades and
+    failovers. ``journal``: the name of the newest journal that is counted."""
 
     upgrades: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys((COMMITTED, ROLLED_BACK), 0))
     rollbacks: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    failovers: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(_SIGNALS, 0))
+    failovers: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(map(str, Signal), 0))
     events: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(EVENTS, 0))
     handovers: Histogram = field(default_factory=lambda: Histogram.empty(HANDOVER_BUCKETS))
     failover_gaps: Histogram = field(default_factory=lambda: Histogram.empty(GAP_BUCKETS))
     uplink_gaps: Histogram = field(default_factory=lambda: Histogram.empty(GAP_BUCKETS))
+    begun: bool = False
     journal: str = ""
     read: EventsRead = EventsRead()
 
@@ -102,7 +105,7 @@ def with_events(history: History, events: Iterable[Mapping[str, Any]], read: Eve
             gap = _gap(event.get("ms"))
             history = replace(
                 history,
-                failovers=_more(history.failovers, str(event.get("signal"))),
+                failovers=_more(history.failovers, str(event.get("signal") or "")),
                 failover_gaps=history.failover_gaps.plus([] if gap is None else [gap]),
             )
     return replace(history, read=read)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -151,10 +152,13 @@ class HostReader:
         return self._intent[1]
 
     def history(self, before: History) -> History:
-        """Return ``before`` with what has ended or happened since. Journals and events that cannot be read now are
-        read at a later look."""
-        journals = Journals(self._config.state_dir, self._system)
-        new = sorted(path for path in journals.history() if path.name > before.journal)
+        """Return ``before`` with what has ended or happened since; at the first look nothing counts. Journals and
+        events that cannot be read now are read at a later look."""
+        journals = Journals(self._config.state_dir, self._system).history()  # the newest first
+        if not before.begun:
+            read = self._with_events(before).read
+            return replace(before, begun=True, journal=journals[0].name if journals else "", read=read)
+        new = sorted(path for path in journals if path.name > before.journal)
         return self._with_events(with_upgrades(before, _ended(new)))
 
     def _with_events(self, history: History) -> History:
@@ -163,9 +167,10 @@ class HostReader:
         for path in paths:
             try:
                 with path.open("rb") as file:
-                    here = EventsRead(path.stat().st_ino, 0)
-                    if here.inode == history.read.inode:
-                        here = history.read
+                    found = os.fstat(file.fileno())
+                    here = EventsRead(found.st_ino, 0)
+                    if here.inode == history.read.inode and found.st_size >= history.read.offset:
+                        here = history.read  # a shorter file is another one, to which the system gave the same inode
                     elif path == paths[0] and history.read.inode:  # renamed before the last look
                         continue
                     file.seek(here.offset)

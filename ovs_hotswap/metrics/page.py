@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -16,6 +16,7 @@ from ovs_hotswap.metrics.history import History
 from ovs_hotswap.metrics.look import Look, every_part
 from ovs_hotswap.metrics.tally import Tally, drop_of, vm_drops
 from ovs_hotswap.model import Side
+from ovs_hotswap.switch.memory import PacketPool
 from ovs_hotswap.watchdog import status_file
 
 Family: TypeAlias = GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily
@@ -152,18 +153,19 @@ def _vms(page: Page, look: Look, *, protected: bool) -> None:
 def _packets(page: Page, look: Look, tally: Tally) -> None:
     for vm, count in tally.moves.items():
         page.add("vm_moves_total", count, vm)
-    for vm, reason, packets in vm_drops(tally.drops, tally.serving):
+    for vm, reason, packets in vm_drops(tally.drops, tally.vms):
         page.add("vm_dropped_packets_total", packets, vm, reason)
+    vms = set(tally.vms)
     for key, packets in tally.drops.items():
         reason, port, vni = drop_of(key)
-        if port not in tally.serving:
+        if port not in vms:
             page.add("dropped_packets_total", packets, reason, port, vni or "")
     for kind, packets in tally.flows.items():
         page.add("flow_packets_total", packets, kind)
     for side, counters in look.counters.items():
-        for pool in counters.pools or ():
-            page.add("packet_pool_buffers", pool.buffers, side, pool.node)
-            page.add("packet_pool_buffers_in_use", pool.in_use, side, pool.node)
+        for pool in _fullest(counters.pools or ()):
+            page.add("packet_pool_buffers", pool.buffers, side, pool.node, pool.buffer_bytes)
+            page.add("packet_pool_buffers_in_use", pool.in_use, side, pool.node, pool.buffer_bytes)
         for pmd in counters.pmds or ():
             if pmd.core is not None:
                 page.add("pmd_cycles_total", pmd.busy_cycles, side, pmd.numa, pmd.core, "busy")
@@ -171,6 +173,17 @@ def _packets(page: Page, look: Look, tally: Tally) -> None:
         if counters.conntrack is not None:
             page.add("conntrack_connections", counters.conntrack.connections, side)
             page.add("conntrack_connections_limit", counters.conntrack.most, side)
+
+
+def _fullest(pools: Iterable[PacketPool]) -> Iterable[PacketPool]:
+    """Return one pool for each node and size of buffers: with ``other_config:per-port-memory`` every port has its own
+    (ovs-vswitchd.conf.db(5)), and the one that is nearest to its end counts."""
+    found: dict[tuple[int, int], PacketPool] = {}
+    for pool in pools:
+        place = pool.node, pool.buffer_bytes
+        if place not in found or pool.in_use * found[place].buffers > found[place].in_use * pool.buffers:
+            found[place] = pool
+    return found.values()
 
 
 def serving_of(vms: Mapping[str, VmStatus], active: Side | None) -> dict[str, Side]:

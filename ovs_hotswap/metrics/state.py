@@ -22,7 +22,7 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.system import System, files
 from ovs_hotswap.waiting import POLL_S, Deadline
 
-FORMAT = 1
+FORMAT = 2
 PATIENCE_S = 5.0  # for another program: Prometheus waits for ten seconds by default
 
 
@@ -40,7 +40,7 @@ class KeptFile:
     def __init__(self, config: Config, system: System, *, patience_s: float = PATIENCE_S) -> None:
         self._path, self._lock = config.run_dir / "metrics.json", config.run_dir / "metrics.lock"
         self._system, self._patience_s = system, patience_s
-        self._own: tuple[tuple[int, int], Kept] | None = None  # what was written here last, and its mark
+        self._seen: tuple[int, int] | None = None  # the mark of the file when it was last read or written here
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -58,27 +58,33 @@ class KeptFile:
                 self._system.sleep(POLL_S)
             yield
 
-    def read(self) -> Kept:
-        """Return what is kept; a damaged file, or one of another version, counts as none: every counter begins again,
-        as Prometheus expects of counters."""
+    def read(self, known: Kept | None = None) -> Kept:
+        """Return what is kept. That is what is ``known`` here, unless another program has written the file since: what
+        could not be written is not lost. A damaged file, or one of another version, counts as none. If nothing is known
+        here either, every counter begins again, as Prometheus expects of counters."""
+        mark = self._mark()
+        if known is not None and mark == self._seen:
+            return known
         try:
-            if self._own is not None and self._own[0] == self._mark():
-                return self._own[1]
-            return of_document(json.loads(self._path.read_text()))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return Kept()
+            found = of_document(json.loads(self._path.read_text()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return known or Kept()
+        self._seen = mark
+        return found
 
     def write(self, kept: Kept) -> None:
         """Keep it. Raises HostError."""
         with files(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
         self._system.write_short(self._path, json.dumps(document(kept), separators=(",", ":")) + "\n")
-        with files(self._path):
-            self._own = self._mark(), kept
+        self._seen = self._mark()
 
-    def _mark(self) -> tuple[int, int]:
-        """Return what differs once another program has written the file. Raises OSError."""
-        found = self._path.stat()
+    def _mark(self) -> tuple[int, int] | None:
+        """Return what differs once another program has written the file; ``None`` if there is none."""
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
         return found.st_ino, found.st_mtime_ns
 
     @property
@@ -91,16 +97,18 @@ def document(kept: Kept) -> dict[str, Any]:
     tally, history = kept.tally, kept.history
     return {
         "format": FORMAT,
-        "drops": tally.drops, "flows": tally.flows, "moves": tally.moves, "moves_seen": tally.moves_seen,
-        "time": tally.time, "serving": tally.serving, "moved": tally.moved,
+        "vms": tally.vms, "drops": tally.drops, "flows": tally.flows, "moves": tally.moves,
+        "moves_seen": tally.moves_seen, "time": tally.time, "serving": tally.serving, "moved": tally.moved,
+        "missing": tally.missing,
         "seen": {
-            side: {"process": seen.process, "fresh": seen.fresh, "parts": sorted(seen.parts), "drops": seen.drops,
-                   "flows": seen.flows, "totals": seen.totals}
+            side: {"process": seen.process, "fresh": seen.fresh, "configured": seen.configured, "drops": seen.drops,
+                   "flows": seen.flows, "ports": seen.ports}
             for side, seen in tally.seen.items()
         },
         "upgrades": history.upgrades,
         "rollbacks": [[*key, count] for key, count in history.rollbacks.items()],
-        "failovers": history.failovers, "events": history.events, "journal": history.journal,
+        "failovers": history.failovers, "events": history.events,
+        "begun": history.begun, "journal": history.journal,
         "read": [history.read.inode, history.read.offset],
         "histograms": {name: [list(each.counts), each.total] for name, each in _histograms(history).items()},
     }  # fmt: skip
@@ -113,8 +121,8 @@ def of_document(found: dict[str, Any]) -> Kept:
     for key in found["drops"]:
         drop_of(key)
     tally = Tally(
-        found["drops"], found["flows"], found["moves"], found["moves_seen"], found["time"],
-        {vm: Side(side) for vm, side in found["serving"].items()}, found["moved"],
+        tuple(found["vms"]), found["drops"], found["flows"], found["moves"], found["moves_seen"], found["time"],
+        {vm: Side(side) for vm, side in found["serving"].items()}, found["moved"], found["missing"],
         {Side(side): _seen(seen) for side, seen in found["seen"].items()},
     )  # fmt: skip
     histograms = found["histograms"]
@@ -122,7 +130,7 @@ def of_document(found: dict[str, Any]) -> Kept:
         found["upgrades"], {(step, reason): count for step, reason, count in found["rollbacks"]}, found["failovers"],
         found["events"], _histogram(HANDOVER_BUCKETS, histograms["handovers"]),
         _histogram(GAP_BUCKETS, histograms["failover_gaps"]), _histogram(GAP_BUCKETS, histograms["uplink_gaps"]),
-        found["journal"], EventsRead(*found["read"]),
+        found["begun"], found["journal"], EventsRead(*found["read"]),
     )  # fmt: skip
     return Kept(tally, history)
 
@@ -140,5 +148,6 @@ def _histogram(bounds: tuple[float, ...], found: list[Any]) -> Histogram:
 
 def _seen(found: dict[str, Any]) -> Seen:
     process = found["process"]
-    return Seen(None if process is None else (process[0], process[1]), found["fresh"], frozenset(found["parts"]),
-                found["drops"], found["flows"], found["totals"])  # fmt: skip
+    ports = {name: (packets, dropped) for name, (packets, dropped) in found["ports"].items()}
+    return Seen(None if process is None else (process[0], process[1]), found["fresh"], found["configured"],
+                found["drops"], found["flows"], ports)  # fmt: skip

@@ -112,7 +112,7 @@ ILL: dict[str, Ill] = {
 
 def samples(config: Config, seen: Look, sums: dict[str, int], history: History) -> Samples:
     base = {drop_key(Reason.NIC_MISSED, "uplink"): 0}
-    tally = Tally(drops={**base, **sums}, serving={"vm1": Side.A, "vm2": Side.A})
+    tally = Tally(("vm1", "vm2"), {**base, **sums})
     return exported(config, seen, tally, history)
 
 
@@ -181,6 +181,19 @@ def test_there_is_a_way_to_make_every_alert_fire() -> None:
 def test_each_alert_fires_when_its_host_is_ill_and_only_then(config: Config, tmp_path: Path, part: int) -> None:
     """On a host that is well, nothing fires at all."""
     try_rules(tmp_path, [case(config, alert) for alert in NAMES[part::3]])
+
+
+def test_metrics_that_node_exporter_reads_from_a_file_are_missed_when_it_is_not_written(tmp_path: Path) -> None:
+    """The file was written twice, a minute apart."""
+    file = "/var/lib/prometheus/node-exporter/ovs-hotswap.prom"
+    mtime = f'node_textfile_mtime_seconds{{file="{file}",instance="hv1:9100"}}'
+    firing = 'count(ALERTS{alertname="HotswapMetricsMissing",alertstate="firing"}) by (file)'
+    expected = [{"labels": json.dumps({"file": file}).replace(": ", "=").replace('"file"', "file"), "value": 1}]
+    try_rules(tmp_path, [{
+        "interval": "1m", "name": "a file", "input_series": [{"series": mtime, "values": "0 60x30"}],
+        "promql_expr_test": [{"expr": firing, "eval_time": f"{minute}m", "exp_samples": found}
+                             for minute, found in ((5, []), (10, expected))],
+    }])  # fmt: skip
 
 
 def test_prometheus_understands_every_panel_of_the_dashboard(tmp_path: Path) -> None:

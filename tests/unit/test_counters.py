@@ -22,6 +22,7 @@ from ovs_hotswap.counters.drops import (
     drops,
     growth,
     losses,
+    of_coverage,
     of_port,
 )  # fmt: skip
 from ovs_hotswap.counters.values import (
@@ -172,7 +173,7 @@ VM = {
 
 
 def test_what_a_vms_port_drops_has_a_reason_to_the_last_packet() -> None:
-    found = {drop.reason: drop.packets for drop in of_port(port("vm1", **VM), vm=True)}
+    found = {drop.reason: drop.packets for drop in of_port(port("vm1", **VM))}
     assert found == {
         Reason.RING_FULL: 50, Reason.MTU: 20, Reason.QOS: 10, Reason.OFFLOAD: 5, Reason.NOT_READY: 15,
         Reason.POLICING: 7,
@@ -183,16 +184,25 @@ def test_what_a_vms_port_drops_has_a_reason_to_the_last_packet() -> None:
 def test_what_a_nic_drops_has_a_reason_to_the_last_packet() -> None:
     statistics = {"rx_dropped": 12, "rx_missed_errors": 5, "ovs_rx_qos_drops": 1, "tx_dropped": 2,
                   "ovs_tx_failure_drops": 2}  # fmt: skip
-    found = {drop.reason: drop.packets for drop in of_port(port("uplink", **statistics), vm=False) if drop.packets}
+    found = {drop.reason: drop.packets for drop in of_port(nic(**statistics)) if drop.packets}
     assert found == {Reason.NIC_MISSED: 5, Reason.NO_BUFFER: 6, Reason.POLICING: 1, Reason.RING_FULL: 2}
 
 
+def test_a_port_of_a_guest_has_no_reasons_of_a_nic_even_if_it_is_no_vms() -> None:
+    found = drops(counters(ports={"vhu9": port("vhu9", **VM)}), {"vm1": 10})
+    assert {drop.reason for drop in found} == {*TO_GUEST, Reason.POLICING}
+
+
 def test_a_port_that_counts_no_reasons_has_no_drops() -> None:
-    assert list(of_port(port("br0", tx_dropped=9), vm=False)) == []
+    assert list(of_port(port("br0", tx_dropped=9))) == []
 
 
 def port(name: str, **statistics: int) -> PortCounters:
     return PortCounters(name, "dpdkvhostuserclient", 10, statistics=statistics)
+
+
+def nic(**statistics: int) -> PortCounters:
+    return PortCounters("uplink", "dpdk", 1, statistics=statistics)
 
 
 def counters(**parts: Any) -> SwitchCounters:
@@ -214,6 +224,14 @@ def test_the_drops_of_a_switch_name_vm_vni_or_nothing() -> None:
         (Reason.SPOOFED, "vm1", 7): 3, (Reason.SPOOFED, "", 7): 4, (Reason.UNKNOWN_MAC, "", 7): 5,
         (Reason.UNKNOWN_VNI, "", 0): 6, (Reason.METER, "", 0): 2,
     }  # fmt: skip
+
+
+def test_packets_that_needed_an_upcall_which_could_not_be_made_have_one_reason() -> None:
+    coverage = {"datapath_drop_upcall_error": 1, "datapath_drop_lock_error": 2,
+                "datapath_drop_userspace_action_error": 4, "datapath_drop_hw_post_process": 8,
+                "ipf_l3csum_err": 16}  # fmt: skip
+    found = {drop.reason: drop.packets for drop in of_coverage(coverage) if drop.packets}
+    assert found == {Reason.UPCALL: 7, Reason.INTERNAL: 8, Reason.CONNTRACK_INVALID: 16}
 
 
 def test_what_could_not_be_read_has_no_drops_instead_of_none_dropped() -> None:

@@ -100,11 +100,12 @@ def test_failovers_are_counted_by_what_was_seen_with_the_time_that_they_took() -
         {"event": "failover", "signal": "pmd", "ms": {"owned": 20.0, "recorded": 30.0}},
         {"event": "failover", "signal": "pmd", "ms": {"recorded": 40.0}},
         {"event": "failover", "signal": "process"},
+        {"event": "failover", "signal": None},
         {"event": "standby"},
     ]
     found = with_events(History(), events, EventsRead(7, 100))
-    assert found.failovers == {"process": 1, "stopped": 0, "pmd": 2, "main-thread": 0}
-    assert {kind: count for kind, count in found.events.items() if count} == {"failover": 3, "standby": 1}
+    assert found.failovers == {"process": 1, "stopped": 0, "pmd": 2, "main-thread": 0, "": 1}
+    assert {kind: count for kind, count in found.events.items() if count} == {"failover": 4, "standby": 1}
     assert math.isclose(found.failover_gaps.total, 0.06)
     assert found.read == EventsRead(7, 100)
 
@@ -135,10 +136,11 @@ def test_each_ended_upgrade_is_counted_once_and_a_damaged_journal_keeps_none_fro
     config: Config, tmp_path: Path
 ) -> None:
     reader, journals = HostReader(config, System()), begin(config, tmp_path)
-    assert reader.history(History()) == History()
+    begun = reader.history(History())
+    assert begun == History(begun=True)
     ended(journals)
     (journals.directory / "20000101T000000.000000Z-upgrade.jsonl").write_text("{}\n")
-    first = reader.history(History())
+    first = reader.history(begun)
     assert first.upgrades == {"committed": 1, "rolled_back": 0}
     assert first.handovers.total == pytest.approx(100e-6)
     assert reader.history(first) == first
@@ -160,10 +162,11 @@ def test_every_event_of_the_watchdog_is_counted_from_zero() -> None:
 
 def test_events_are_read_on_over_a_rotation_of_their_file(config: Config) -> None:
     reader, path = HostReader(config, System()), event_log.events_path(config)
-    assert reader.history(History()) == History()
+    begun = reader.history(History())
+    assert begun == History(begun=True)
     path.parent.mkdir()
     path.write_text('{"event": "one"}\n{"event": "two"}\nno json\n{"event": "to')
-    first = reader.history(History())
+    first = reader.history(begun)
     assert new_kinds(first) == {"one": 1, "two": 1}
     with path.open("a") as file:
         file.write('rn"}\n{"event": "last of the file"}\n')
@@ -174,14 +177,29 @@ def test_events_are_read_on_over_a_rotation_of_their_file(config: Config) -> Non
     assert reader.history(second) == second
 
 
-def test_the_first_look_counts_the_events_of_both_files(config: Config) -> None:
-    config.state_dir.mkdir()
+def test_a_file_of_events_that_was_made_again_with_the_same_inode_is_read_from_its_beginning(config: Config) -> None:
+    path, reader = event_log.events_path(config), HostReader(config, System())
+    path.parent.mkdir()
+    path.write_text('{"event": "one"}\n{"event": "two"}\n')
+    begun = reader.history(History())
+    path.write_text('{"event": "new"}\n')  # as a file system does that gives the inode of a removed file again
+    assert new_kinds(reader.history(begun)) == {"new": 1}
+
+
+def test_what_happened_before_the_first_look_is_not_counted(config: Config, tmp_path: Path) -> None:
+    """After a boot the sums begin again, and failovers and upgrades of which there are records would look new."""
+    reader, journals = HostReader(config, System()), begin(config, tmp_path)
+    ended(journals)
     event_log.older_events_path(config).write_text('{"event": "old"}\n')
-    event_log.events_path(config).write_text('{"event": "new"}\n')
-    reader = HostReader(config, System())
+    event_log.events_path(config).write_text('{"event": "failover", "signal": "pmd"}\n')
     first = reader.history(History())
-    assert new_kinds(first) == {"old": 1, "new": 1}
+    assert (first.upgrades, first.failovers, new_kinds(first)) == (History().upgrades, History().failovers, {})
     assert reader.history(first) == first
+    with event_log.events_path(config).open("a") as file:
+        file.write('{"event": "failover", "signal": "pmd"}\n')
+    ended(journals)
+    second = reader.history(first)
+    assert (second.upgrades["committed"], second.failovers["pmd"]) == (1, 1)
 
 
 # ------------------------------------------------------------------------------------------------------------- the page
@@ -259,7 +277,7 @@ def test_a_healthy_host(config: Config) -> None:
     assert value(found, "vm_owner", vm="vm2", side="", certainty="nobody") == 1
     assert value(found, "vm_connected", vm="vm2") == 0
     assert value(found, "vm_protected", vm="vm1") == 1
-    assert value(found, "packet_pool_buffers_in_use", side="a", node="0") == 400
+    assert value(found, "packet_pool_buffers_in_use", side="a", node="0", buffer_bytes="3008") == 400
     assert value(found, "pmd_cycles_total", side="a", numa="0", core="3", state="busy") == 10
     assert value(found, "conntrack_connections", side="a") == 12
     assert not any(number for (name, _), number in found.items() if name == "unknown")
@@ -308,7 +326,7 @@ def test_drops_of_vms_and_of_the_host_are_metrics_of_their_own(config: Config) -
     tally = Tally(
         drops={drop_key(Reason.RING_FULL, "vm1"): 3, drop_key(Reason.RING_FULL, "uplink"): 4,
                drop_key(Reason.UNKNOWN_MAC, vni=5): 6},
-        flows={"deliver": 9}, moves={"vm1": 2}, serving={"vm1": Side.A},
+        flows={"deliver": 9}, moves={"vm1": 2}, vms=("vm1",),
     )  # fmt: skip
     found = exported(config, look(), tally)
     assert value(found, "vm_dropped_packets_total", vm="vm1", reason="ring_full") == 3
@@ -317,6 +335,24 @@ def test_drops_of_vms_and_of_the_host_are_metrics_of_their_own(config: Config) -
     assert value(found, "dropped_packets_total", reason="unknown_mac", port="", vni="5") == 6
     assert value(found, "flow_packets_total", kind="deliver") == 9
     assert value(found, "vm_moves_total", vm="vm1") == 2
+
+
+def test_a_vm_of_which_it_is_not_known_who_serves_it_is_a_vm_all_the_same(config: Config) -> None:
+    tally = Tally(("vm1",), {drop_key(Reason.RING_FULL, "vm1"): 3}, serving={})
+    found = exported(config, look(), tally)
+    assert value(found, "vm_dropped_packets_total", vm="vm1", reason="ring_full") == 3
+    assert value(found, "dropped_packets_total", reason="ring_full", port="vm1", vni="") is None
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_several_packet_pools_of_a_kind_the_fullest_is_told(config: Config, order: int) -> None:
+    """A jumbo frame's pool is of another kind; with per-port-memory each port has a pool."""
+    pools = (PacketPool(0, 1000, 100, 3008), PacketPool(0, 500, 90, 3008), PacketPool(0, 800, 1, 10176))[::order]
+    found = exported(config, look(counters=dict.fromkeys(Side, SwitchCounters((1, 2), pools=pools))))
+    small, large = ({"side": "a", "node": "0", "buffer_bytes": size} for size in ("3008", "10176"))
+    assert value(found, "packet_pool_buffers", **small) == 500
+    assert value(found, "packet_pool_buffers_in_use", **small) == 90
+    assert value(found, "packet_pool_buffers_in_use", **large) == 1
 
 
 def test_the_histograms_and_counters_of_what_happened(config: Config) -> None:
@@ -334,7 +370,7 @@ def test_every_metric_of_the_catalogue_is_exported_by_some_look(config: Config) 
     page = Page("hv1")
     ended = [Ended("1", committed=False, step="move", reason="failed")]
     history = with_events(with_upgrades(History(), ended), [{"event": "standby"}], EventsRead())
-    tally = Tally({drop_key(Reason.METER): 1}, {"deliver": 1}, {"vm1": 1}, serving={"vm1": Side.A})
+    tally = Tally(("vm1",), {drop_key(Reason.METER): 1}, {"deliver": 1}, {"vm1": 1})
     fill(page, config, look(unfinished=Unfinished(7.0, failed=False)), tally, history)
     page.add("scrape_duration_seconds", 0.1)
     assert [family.name for family in page.families()] == [
@@ -429,6 +465,20 @@ def test_while_another_program_holds_the_file_the_scrape_continues_from_what_is_
     assert KeptFile(config, System()).read().tally.moves == {"vm1": 2}
 
 
+def test_what_could_not_be_written_is_not_lost_when_the_file_can_be_written_again(config: Config) -> None:
+    found = collector(config, *(look(vms=(vm_status(moves=moves),)) for moves in (2, 5, 1, 1)))
+    list(found.collect())
+    kept = config.run_dir / "metrics.json"
+    aside = kept.rename(config.run_dir / "aside")
+    kept.mkdir()  # nothing can be written there
+    assert value(samples(found.collect()), "vm_moves_total", vm="vm1") == 5
+    kept.rmdir()
+    aside.rename(kept)
+    assert value(samples(found.collect()), "vm_moves_total", vm="vm1") == 6, "another broker has counted one more"
+    kept.unlink()
+    assert value(samples(found.collect()), "vm_moves_total", vm="vm1") == 6, "it does not begin again"
+
+
 def test_the_file_is_held_by_one_program_at_a_time(config: Config) -> None:
     config.run_dir.mkdir()
     file = KeptFile(config, System(), patience_s=0)
@@ -437,7 +487,7 @@ def test_the_file_is_held_by_one_program_at_a_time(config: Config) -> None:
     with file.lock():
         file.write(Kept())
     assert file.read() == Kept()
-    assert json.loads(file.path.read_text())["format"] == 1
+    assert json.loads(file.path.read_text())["format"] == 2
 
 
 def test_a_program_that_holds_the_file_only_for_a_moment_is_waited_for(config: Config) -> None:
@@ -464,10 +514,17 @@ class Fixed(Collector):
         return page.families()
 
 
-def test_it_answers_over_http_until_it_is_shut_down() -> None:
-    server, thread = serve(Fixed(), "127.0.0.1", 0)
+PROMETHEUS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.4,*/*;q=0.2"
+"""The kinds of answers that Prometheus asks for, in its order."""
+
+
+@pytest.mark.parametrize(("address", "place"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_it_answers_over_http_in_the_text_format_until_it_is_shut_down(address: str, place: str) -> None:
+    server, thread = serve(Fixed(), address, 0)
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics") as answer:
+        url = f"http://{place}:{server.server_port}/metrics"
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept": PROMETHEUS})) as answer:
+            assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
             assert b'ovs_hotswap_broker_up{host="hv1"} 1.0' in answer.read()
     finally:
         server.shutdown()

@@ -30,7 +30,7 @@ def switch(
     return SwitchCounters(
         process,
         ports=None if full is None else {"vm1": PortCounters("vm1", "dpdkvhostuserclient", 10, statistics=statistics)},
-        coverage=None if upcall is None else {"datapath_drop_upcall_error": upcall},
+        coverage=None if upcall is None else {"datapath_drop_upcall_error": upcall, "bridge_reconfigure": 1},
         flows=(FlowCount("drop_spoofed", 7, 10, spoofed, 0), FlowCount("deliver", 7, 10, delivered, 0)),
     )
 
@@ -40,11 +40,11 @@ def look(time: float, serving: Side | None = A, *, vms: Any = ("vm1",), **sides:
                    dict.fromkeys(vms, 10), {} if serving is None else dict.fromkeys(vms, serving))  # fmt: skip
 
 
-def after(*looks: Counted) -> Tally:
-    tally = Tally()
+def after(*looks: Counted, tally: Tally | None = None) -> Tally:
+    found = tally or Tally()
     for each in looks:
-        tally = advance(tally, each)
-    return tally
+        found = advance(found, each)
+    return found
 
 
 def test_what_a_process_had_counted_before_the_first_look_is_not_taken() -> None:
@@ -133,6 +133,75 @@ def test_while_it_is_not_known_who_serves_a_vm_it_is_who_served_it_last() -> Non
     assert tally.serving == {"vm1": A}
 
 
+def stale(full: int, *, coverage: dict[str, int] | None) -> SwitchCounters:
+    """A switch whose database still has what the ovs-vswitchd before has written."""
+    return dataclasses.replace(switch(full, process=NEW), coverage=coverage)
+
+
+@pytest.mark.parametrize("starting", [None, {}])
+def test_what_the_database_has_of_the_process_before_is_not_counted_again(starting: dict[str, int] | None) -> None:
+    """A new ovs-vswitchd has no ports until its first reconfiguration; the main thread may not even answer then."""
+    tally = after(look(0, a=switch(500)), look(15, a=switch(507)), look(30, a=stale(507, coverage=starting)),
+                  look(45, a=switch(3, process=NEW)), look(60, a=switch(4, process=NEW, upcall=None)))  # fmt: skip
+    assert tally.drops[FULL] == 7 + 4
+
+
+def test_a_process_that_was_overlooked_once_is_not_new() -> None:
+    tally = after(look(0, a=switch(500)), look(15, a=SwitchCounters(None)), look(30, a=switch(502)))
+    assert tally.drops[FULL] == 2
+
+
+def nic(missed: int, received: int, full: int = 0) -> SwitchCounters:
+    statistics = {"rx_missed_errors": missed, "rx_dropped": missed, "rx_packets": received,
+                  "ovs_tx_failure_drops": full, "tx_dropped": full}  # fmt: skip
+    return SwitchCounters(OLD, ports={"uplink": PortCounters("uplink", "dpdk", 1, statistics=statistics)})
+
+
+def test_what_a_nic_has_missed_is_not_counted_again_when_the_switch_makes_its_port_again() -> None:
+    """The device keeps its counters, and the port begins at 0."""
+    tally = after(*(look(15.0 * number, a=each) for number, each in enumerate(
+        [nic(0, 0), nic(40, 1000, 9), nic(50, 3000, 2), nic(1, 10, 3)])))  # fmt: skip
+    assert tally.drops[drop_key(Reason.NIC_MISSED, "uplink")] == 50 + 1
+    assert tally.drops[drop_key(Reason.RING_FULL, "uplink")] == 9 + 2 + 3
+
+
+def test_a_vm_that_is_plugged_again_counts_from_zero_and_nothing_twice() -> None:
+    tally = after(look(0, a=switch()), look(15, a=switch(9)), look(30, vms=(), a=SwitchCounters(OLD, ports={})),
+                  look(45, a=switch(12)))  # fmt: skip
+    assert tally.drops[FULL] == 12
+    assert tally.vms == ("vm1",)
+
+
+def test_a_vm_that_the_broker_still_has_but_the_intent_has_not_is_none() -> None:
+    told = [dataclasses.replace(look(15.0 * number, vms=vms, a=switch()), moves={"vm1": 3})
+            for number, vms in enumerate([("vm1",), (), ()])]  # fmt: skip
+    tally = after(*told)
+    assert (tally.moves, tally.moves_seen, tally.vms) == ({}, {}, ())
+
+
+def foreign(port: str, full: int) -> SwitchCounters:
+    statistics = {"ovs_tx_failure_drops": full, "tx_dropped": full}
+    ports = {} if not port else {port: PortCounters(port, "dpdkvhostuserclient", 9, statistics=statistics)}
+    return SwitchCounters(OLD, ports=ports, coverage={})
+
+
+def test_a_port_that_is_gone_for_an_hour_is_forgotten_and_one_that_cannot_be_read_is_not() -> None:
+    """Ports of VMs come and go all the time on a host that others program."""
+    full = drop_key(Reason.RING_FULL, "vhu 9")
+    unread = SwitchCounters(OLD, coverage={}, unknown={"ports": "the database is silent"})
+    tally = after(look(0, vms=(), a=foreign("vhu 9", 0)), look(15, vms=(), a=foreign("vhu 9", 4)))
+    assert tally.drops[full] == 4
+    silent = after(look(30, vms=(), a=unread), look(9000, vms=(), a=unread), tally=tally)
+    assert silent.drops[full] == 4
+    back = after(look(9015, vms=(), a=foreign("", 0)), look(9030, vms=(), a=foreign("vhu 9", 1)), tally=silent)
+    assert (back.drops[full], back.missing) == (5, {})
+    gone = after(look(9045, vms=(), a=foreign("", 0)), look(12700, vms=(), a=foreign("", 0)), tally=back)
+    assert full not in gone.drops
+    assert gone.missing == {}
+    assert not any("vhu" in key for counts in gone.seen[A].drops.values() for key in counts)
+    assert gone.drops[drop_key(Reason.UPCALL)] == 0, "what has no port is never forgotten"
+
+
 def test_a_vm_that_is_gone_takes_its_counters_along() -> None:
     tally = after(look(0, a=switch()), look(15, a=switch(9)), look(30, vms=(), a=switch(9)))
     assert FULL not in tally.drops
@@ -148,8 +217,15 @@ def test_while_it_is_not_known_which_ports_are_vms_nothing_is_lost() -> None:
 def test_flows_are_added_up_by_kind_over_both_sides() -> None:
     tally = after(look(0, a=switch(delivered=100), b=switch()),
                   look(15, a=switch(delivered=160), b=switch(delivered=7)),
-                  look(30, a=switch(delivered=5), b=switch(delivered=8)))  # fmt: skip
+                  look(30, a=switch(delivered=165), b=switch(delivered=8)))  # fmt: skip
     assert tally.flows["deliver"] == 60 + 7 + 5 + 1
+
+
+def test_a_flow_that_is_gone_does_not_make_the_packets_of_its_cookies_other_flows_new() -> None:
+    """All remote MACs of a VNI have one cookie."""
+    tally = after(look(0, a=switch()), look(15, a=switch(delivered=1000)), look(30, a=switch(delivered=900)),
+                  look(45, a=switch(delivered=905)))  # fmt: skip
+    assert tally.flows["deliver"] == 1005
 
 
 def test_moves_continue_when_another_broker_counts_from_zero() -> None:
