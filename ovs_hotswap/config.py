@@ -30,7 +30,7 @@ OWN_NAMES = (
     *Side, "vhost", "active", "peer.sock", "upgrade.lock", "broker.sock", "successor.sock", "broker.lock", "broker.pid",
     "broker.log", "supervisor.pid", "quarantine.json", "standby.json", "watch.json", "watch.lock",
     "announced.json", "jobs", "stock.json", "metrics.json", "metrics.lock",
-    *(f"{kind}-{side}.json" for kind in ("order", "fault") for side in Side),
+    *(f"{kind}-{side}.json" for kind in ("order", "fault", "flows") for side in Side),
 )  # fmt: skip
 """Names in ``run_dir`` that ovs-hotswap itself uses."""
 RENAMED = {"road": "backend"}
@@ -220,24 +220,33 @@ class UpgradeConfig(Strict):
     keep_old: bool = False
 
 
+NO_STANDBY = ("restart", "off")
+"""Modes of the watchdog in which it keeps no standby."""
+
+
 class WatchConfig(Strict):
     """The settings of `ovs-hotswap watch`.
 
-    ``mode``: ``off``, ``automatic`` (keep a standby if that is possible), or ``required`` (a host without a standby is
-    in error). ``check_ms``: the time between two looks at the active instance. ``hang_ms``: the time within which a
-    stopped active instance is replaced, and for which a PMD thread may stand still. ``main_ms``: how long the main
-    thread may be silent; packets are still forwarded then. ``release``: the release of the standby, if it is not that
+    ``mode``: ``off``, ``automatic`` (keep a standby if that is possible), ``required`` (a host without a standby is in
+    error), or ``restart`` (keep none, and start the active instance again when it ends). ``check_ms``: the time between
+    two looks at the active instance. ``hang_ms``: the time within which a stopped active instance is replaced, and for
+    which a PMD thread may stand still. ``main_ms``: how long the main thread may be silent; packets are still forwarded
+    then. ``release``: the release of the standby, if it is not that
     of the active instance. ``crash_limit``: after so many failures of instances within ``crash_window_s`` seconds, no
     standby is started any longer.
     """
 
-    mode: Literal["required", "automatic", "off"] = "automatic"
+    mode: Literal["required", "automatic", "restart", "off"] = "automatic"
     check_ms: Annotated[int, Field(ge=10, le=1000)] = 50
     hang_ms: Annotated[int, Field(ge=200, le=60_000)] = 500
     main_ms: Annotated[int, Field(ge=1000, le=600_000)] = 10_000
     release: Annotated[str, Field(pattern=RELEASE_NAME)] | None = None
     crash_limit: Annotated[int, Field(ge=1, le=100)] = 5
     crash_window_s: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+
+    @property
+    def keeps_standby(self) -> bool:
+        return self.mode not in NO_STANDBY
 
 
 class Program(enum.StrEnum):
@@ -297,7 +306,7 @@ class Config(Strict):
             named.setdefault("overlay", str(DEFAULT_OVERLAY))
             named["instances"] = _without_uplink(named.get("instances"))
             watch = named.get("watch", {})
-            named["watch"] = {"mode": "off", **watch} if isinstance(watch, dict) else watch
+            named["watch"] = {"mode": "restart", **watch} if isinstance(watch, dict) else watch
         return named
 
     @field_validator("overlay", "run_dir", "state_dir")
@@ -322,8 +331,8 @@ class Config(Strict):
                              '"clone" it must be "none": each instance has the devices of port_devices')  # fmt: skip
         if self.backend is not BackendMode.BROKER:
             raise ValueError('backend: with program = "clone" it must be "broker"')
-        if self.watch.mode != "off":
-            raise ValueError('watch.mode: with program = "clone" it must be "off": no standby is kept there')
+        if self.watch.keeps_standby:
+            raise ValueError('watch.mode: with program = "clone" it must be "restart" or "off": no standby is kept')
         return self
 
     @model_validator(mode="after")
@@ -411,6 +420,10 @@ class Config(Strict):
         if self.program is Program.CLONE:
             return self.state_dir / "databases" / f"{side}.db"
         return self.side_dir(side) / "conf.db"
+
+    def flows_file(self, side: Side) -> Path:
+        """The file with what others have programmed on an instance, for when it is started again in this boot."""
+        return self.run_dir / f"flows-{side}.json"
 
     @property
     def stock_file(self) -> Path:

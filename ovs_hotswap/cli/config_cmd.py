@@ -176,7 +176,8 @@ representor_b = "eno1_1"
 
 # `ovs-hotswap watch run` keeps a standby instance that takes over when the active one dies or hangs.
 [watch]
-# "automatic": keep a standby where that is possible; "required": a host without one is in error; "off".
+# "automatic": keep a standby where that is possible; "required": a host without one is in error; "restart": keep none,
+# and start an active instance that ended again; "off".
 # mode = "automatic"
 
 # Time, in ms, between two looks at the active instance. The death of its process is noticed at once.

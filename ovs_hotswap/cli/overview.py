@@ -196,12 +196,13 @@ def _of_watch(document: Document) -> Iterator[Problem]:
     if watch["mode"] == "off":
         return
     if not watch["running"]:
-        yield Problem("watchdog", "it does not run: no instance takes over if the active one fails",
+        yield Problem("watchdog", "it does not run: no instance takes over if the active one fails"
+                      if watch["mode"] != "restart" else "it does not run: an active instance that ends stays away",
                       "`systemctl restart ovs-hotswap-watch`, or `ovs-hotswap watch run`")  # fmt: skip
         return
     if watch["health"] not in (None, "healthy"):
         yield Problem("health", f"the active instance is {watch['health']}: {watch['reason'] or 'no reason is known'}")
-    if watch["standby"] is None and document["unfinished"] is None:
+    if watch["standby"] is None and document["unfinished"] is None and watch["mode"] != "restart":
         yield Problem("standby", f"none is ready: {watch['keeping'] or 'not looked at yet'}")
     if watch["gave_up"]:
         yield Problem("standby", f"none is started any longer, after {watch['failures']} failures of instances",

@@ -25,12 +25,13 @@ def run(app: App, log_level: str) -> None:
 
     The watchdog keeps a standby: the instance that is not active runs, is programmed, and has every VM parked on it. An
     upgrade uses that standby if it runs the wanted release, and otherwise ends it; after the upgrade the watchdog makes
-    a new one. With mode = "off" in [watch] the command ends at once.
+    a new one. With mode = "restart" in [watch], which a host that others program has, no standby is kept. With mode =
+    "off" the command ends at once.
 
     When the active instance dies, or hangs, every VM moves to the standby, which becomes the active one. Without a
-    ready standby, an active instance that died is started again, and the VMs have no network until it is programmed;
-    one that hangs is left alone, because it may still forward. VMs keep their network while the watchdog itself is
-    restarted.
+    ready standby, an active instance that died is started again, and the VMs have no network until it is programmed, or
+    on a host that others program has its flows again; one that hangs is left alone, because it may still forward. VMs
+    keep their network while the watchdog itself is restarted.
     With --json: nothing is printed.
 
     \b

@@ -102,6 +102,14 @@ class WellKnown:
                     _rename(beside, path)
             self._remove_others(targets)
 
+    def hide_bridges(self) -> None:
+        """Remove the links to bridges' sockets, until ``lead_to``: what programs bridges by them waits. Raises
+        HostError."""
+        with files(self.directory):
+            for name, path in self._entries():
+                if path.is_symlink() and name.endswith((".mgmt", ".snoop")):
+                    path.unlink(missing_ok=True)
+
     def put_back(self) -> None:
         """Put the distribution's own files back at their places. Raises HostError."""
         with files(self.directory):

@@ -145,7 +145,7 @@ def together(
 def wanted_of(host: Host) -> Wanted:
     """What the host is to do. Raises ConfigError."""
     config = host.config
-    watched = config.watch.mode != "off"
+    watched = config.watch.keeps_standby
     if config.program is Program.CLONE:
         vms = {each.name: VmPort(each.name, each.ofport, each.bridge, mtu=each.mtu or 1500) for each in host.vm_ports}
         return Wanted(vms, overlay=False, uplinks=tuple(uplink_ports.names(config)), watched=watched)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ovs_hotswap.backends import BackendMode
-from ovs_hotswap.config import Config
+from ovs_hotswap.config import NO_STANDBY, Config
 from ovs_hotswap.doctor.report import Found, Kind, Section, ok
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.model import Severity, Side
@@ -115,8 +115,9 @@ def _well(document: Mapping[str, Any], unknown: Mapping[str, str]) -> Iterator[F
     if active is not None and not unknown.keys() & {"uplink", "active"} and "uplink" not in wrong:
         steered = document["uplink"]
         yield ok(Section.UPLINK, "uplink", f"steered to {steered}" if steered else "steered by something else")
-    if watch["mode"] == "off":
-        yield ok(Section.STANDBY, "watchdog", 'mode "off": no standby is kept')
+    if watch["mode"] in NO_STANDBY:
+        if "watchdog" not in wrong:
+            yield ok(Section.STANDBY, "watchdog", f'mode "{watch["mode"]}": no standby is kept')
     elif watch["standby"] is not None and not wrong & {"watchdog", "standby"}:
         yield ok(Section.STANDBY, "standby", f"instance {watch['standby']}, {watch['keeping']}")
     if vms is not None and "VMs" not in wrong:

@@ -7,7 +7,7 @@ import logging
 
 from ovs_hotswap.config import Active, Program
 from ovs_hotswap.errors import BusyError, HotswapError, SwitchError
-from ovs_hotswap.host import settings_transfer, standby
+from ovs_hotswap.host import kept_flows, settings_transfer, standby
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.scheduling import in_background
 from ovs_hotswap.model import Release, Side
@@ -76,7 +76,7 @@ def start_instance(host: Host, side: Side, release: Release) -> bool:
 
 
 def _start_again(host: Host, side: Side, release: Release) -> bool:
-    """Start the active instance of a host that others program again, with its own database. Its controllers program it.
+    """Start the active instance of a host that others program again, with its own database.
     Raises SwitchError for another instance: the distribution starts its own, and an upgrade the new one."""
     active = host.recorded_active()
     if active is None:
@@ -88,9 +88,23 @@ def _start_again(host: Host, side: Side, release: Release) -> bool:
         raise SwitchError(f"instance {active} is active: an upgrade starts instance {side}",
                           hint="`ovs-hotswap upgrade --release NAME`")  # fmt: skip
     with Interrupts():
-        host.instances[side].start(release)
-        host.cloning.well_known.lead_to(host.instances[side].paths)
+        for text in start_with_flows(host, side, release):
+            log.warning("%s", text)
     return True
+
+
+def start_with_flows(host: Host, side: Side, release: Release) -> list[str]:
+    """Start the active instance of a host that others program again, with its database and its flows. What programs
+    bridges by their sockets, as ovn-controller does, finds them when the flows are back. Returns what it did not get
+    back, in words. If this fails, it is undone. The caller holds the lock. Raises SwitchError, HostError."""
+    kept_flows.drop_others(host, side)
+    host.cloning.well_known.hide_bridges()
+    host.instances[side].start(release)
+    try:
+        return kept_flows.go_on(host, side)
+    except BaseException:
+        host.instances[side].stop(keep_log=True)
+        raise
 
 
 def adopt(host: Host, side: Side) -> bool:

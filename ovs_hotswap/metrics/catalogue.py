@@ -62,7 +62,7 @@ _ALL = (
     Metric("watchdog_gave_up", _G, "1 if too many instances failed and no standby is started any longer."),
     Metric("watchdog_problem", _G, "1 if there is a problem: failover_problem (no failover is possible), problem (the "
            "standby cannot be prepared) or events_problem (events cannot be written).", ("kind",)),
-    Metric("standby_ready", _G, "1 if the standby can take all VMs; missing if the watchdog's mode is off."),
+    Metric("standby_ready", _G, "1 if the standby can take all VMs; missing if none is kept."),
     Metric("standby_start_time_seconds", _G, "When the standby was started, since the epoch."),
     # Upgrades.
     Metric("journal_readable", _G, "0 if the journal of an upgrade is damaged or cannot be read."),

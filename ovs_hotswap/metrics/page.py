@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from ovs_hotswap import __version__
 from ovs_hotswap.backends import VmStatus
-from ovs_hotswap.config import Config
+from ovs_hotswap.config import NO_STANDBY, Config
 from ovs_hotswap.metrics.catalogue import METRICS, Kind
 from ovs_hotswap.metrics.histogram import Histogram
 from ovs_hotswap.metrics.history import History
@@ -65,9 +65,9 @@ def fill(page: Page, config: Config, look: Look, tally: Tally, history: History)
     differing = (*(look.broker.differing if look.broker is not None else ()), *look.watch["differing"])
     page.add("configuration_differences", len({change.key for change in differing}))
     if mode != "off":
-        _watchdog(page, look)
+        _watchdog(page, look, standby=mode not in NO_STANDBY)
     _upgrades(page, look, history)
-    _vms(page, look, protected=mode != "off")
+    _vms(page, look, protected=mode not in NO_STANDBY)
     _packets(page, look, tally)
     unknown = look.unknown
     for part, side in every_part(config, lambda side: look.counters[side].process is not None):
@@ -104,10 +104,11 @@ def _broker(page: Page, look: Look) -> None:
     page.add("broker_leaving_vms", len(broker.leaving))
 
 
-def _watchdog(page: Page, look: Look) -> None:
+def _watchdog(page: Page, look: Look, *, standby: bool) -> None:
     watch = look.watch
     page.add("watchdog_up", watch["running"])
-    page.add("standby_ready", watch["ready"])
+    if standby:
+        page.add("standby_ready", watch["ready"])
     if not watch["running"]:
         return
     page.add("watchdog_healthy", watch["health"] in (None, "healthy"))

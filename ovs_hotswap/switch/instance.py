@@ -42,6 +42,8 @@ _END_S = 20.0  # from the reply to the end of the process: about 20 ms for each 
 _POLL_S = 0.02
 _STATUS_S = 1.0
 _logger = logging.getLogger(__name__)
+RESTORE_WAIT = "flow-restore-wait"
+"""A key of Open_vSwitch.other_config: ovs-vswitchd forwards nothing while it is true (ovs-vswitchd.conf.db(5))."""
 _LOG_TAIL = 1 << 18  # bytes of the log that are searched for a cause
 
 
@@ -73,7 +75,11 @@ class Instance:
     memory it takes when it is started; without it, it takes all that the configuration allows. ``vfs`` sets its VFs
     before the start, and puts them back afterwards; without it they stay as they are. ``fill_database`` writes
     into the empty database with which a release starts, before its ovs-vswitchd does. ``keeps_database`` says whether
-    it starts with the one that it had last, if that is there."""
+    it starts with the one that it had last, if that is there; it forwards nothing then until it has its flows
+    (``RESTORE_WAIT``)."""
+
+    ours = True
+    """Whether ovs-hotswap starts its processes."""
 
     def __init__(
         self,
@@ -283,7 +289,8 @@ class Instance:
         if self._fill_database is not None and not kept:
             self._fill_database(release)
         with self.database(max(end - self._system.monotonic(), _POLL_S)) as database:
-            database.set_other_config(self._other_config(release))
+            waits = {RESTORE_WAIT: "true"} if kept else {}
+            database.set_other_config({**self._other_config(release), **waits})
             self._start_vswitchd(release, database, end)
         ready = (read_record(paths.record) or record).model_copy(update={"ready": True, "starter_born": None})
         self._system.write_atomic(paths.record, ready.model_dump_json(exclude_defaults=True))

@@ -67,6 +67,8 @@ class StockInstance(Instance):
     exit removes the files at the well-known paths, which may lead to the other instance by then (lib/unixctl.c,
     lib/daemon-unix.c: ``unlink`` by path)."""
 
+    ours = False
+
     def start(self, release: Release) -> None:
         raise SwitchError(
             f"instance {self.side} is the distribution's switch, which ovs-hotswap does not start", hint=self.starting

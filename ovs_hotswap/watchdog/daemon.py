@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from ovs_hotswap.backends import VmStatus
-from ovs_hotswap.config import Config
+from ovs_hotswap.config import Config, Program
 from ovs_hotswap.config_changes import values
 from ovs_hotswap.errors import BrokerError, BusyError, HotswapError, StateUnknown
 from ovs_hotswap.host import scheduling, standby
@@ -29,6 +29,7 @@ from ovs_hotswap.priority import raise_priority
 from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.service import sd_notify
 from ovs_hotswap.system import System
+from ovs_hotswap.toml_file import stamp_of
 from ovs_hotswap.trust import own_directory
 from ovs_hotswap.watchdog import status_file
 from ovs_hotswap.watchdog.failover import Act, FailoverState, next_act
@@ -99,7 +100,7 @@ class Guard:
         try:
             self._follow_intent()
             active = self._host.recorded_active()
-            if active is None:
+            if active is None or not self._host.instances[active].ours:  # its own units start it again
                 self._under_way = self._uplink_back = None
                 return None
             verdict = self._judge(active, None if active in dead else pids[active])
@@ -239,6 +240,8 @@ class Guard:
     def _takes(self, side: Side) -> bool:
         """Whether VMs can move to ``side``: it is the warm standby, or an upgrade has parked VMs on it or is about to.
         In these two cases the upgrade continues without the failed instance."""
+        if self._host.config.program is Program.CLONE:  # there, the upgrade itself answers the death of an instance
+            return False
         if standby.warm(self._host, side) is not None:
             return True
         try:
@@ -268,13 +271,14 @@ class Guard:
         """Whether the keeper would start the active instance again if it ended now, with no target for a failover.
         While an upgrade waits to be resumed, or may do so, the keeper does this only if no instance is left."""
         host = self._host
-        if host.instances[active.other].pid() is None:
+        cloned = host.config.program is Program.CLONE
+        if host.instances[active.other].pid() is None and not cloned:
             return True
         try:
             unfinished = Journals(host.config.state_dir, host.system).read() is not None
         except (OSError, StateUnknown):
             unfinished = True
-        return not unfinished or self._upgrade_under_way()
+        return not unfinished or (not cloned and self._upgrade_under_way())
 
     def _do(self, work: FailOver, act: Act) -> None:
         host, other = self._host, work.side.other
@@ -377,12 +381,24 @@ class Watchdog:
             board.update(pid=os.getpid(), born=start_time(os.getpid()), config=values(self._config))
             board.update(mode=self._config.watch.mode, failures=0, gave_up=False, problem=None,
                          failover_problem=None)  # fmt: skip
-            keeper = Keeper(lambda: Host(self._config, self._system), board)
+            keeper = self._keeper(board)
             if self._config.watch.mode == "required":
                 keeper.bring_up()
-            self._watch(board, keeper)
+            try:
+                while not self._stop.is_set():
+                    self._watch(board, keeper)
+                    keeper = self._keeper(board)
+            finally:
+                sd_notify.notify("STOPPING=1")
+
+    def _keeper(self, board: status_file.StatusFile) -> Keeper:
+        return Keeper(lambda: Host(self._config, self._system), board)
 
     def _watch(self, board: status_file.StatusFile, keeper: Keeper) -> None:
+        """Watch until ``stop`` is called, or until the distribution's switch has become one of the two instances or is
+        one no longer: what an instance is, and where its files are, is known from then on by another ``Host``."""
+        stock = stamp_of(self._config.stock_file)
+
         def quick(intent: Intent | None = None) -> Host:
             host = Host(self._config, self._system, quick=True, intent=intent)
             if self._config.uplink.both_open:  # otherwise it asks the instances, one of which may hang
@@ -401,7 +417,7 @@ class Watchdog:
         heart = sd_notify.Heartbeat(self._system.monotonic)
         sd_notify.notify("READY=1")
         try:
-            while not self._stop.is_set():
+            while not self._stop.is_set() and stamp_of(self._config.stock_file) == stock:
                 heart.beat()
                 try:
                     pids = {side: deaths.pid(side) or host.instances[side].pid() for side in Side}
@@ -414,7 +430,6 @@ class Watchdog:
                     continue
                 guard.look(dead, pids)
         finally:
-            sd_notify.notify("STOPPING=1")
             nics.close()
             keeper.close()
             main.close()

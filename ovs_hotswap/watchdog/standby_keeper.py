@@ -15,8 +15,10 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from ovs_hotswap.backends import VmStatus
+from ovs_hotswap.config import Program
 from ovs_hotswap.errors import BrokerError, BusyError, CommandError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.host import active_record, standby
 from ovs_hotswap.host.host import Host
@@ -30,13 +32,14 @@ from ovs_hotswap.system import host_error
 from ovs_hotswap.toml_file import Stamp, stamp_of
 from ovs_hotswap.upgrade import checks, collect
 from ovs_hotswap.upgrade.steps import Retire
-from ovs_hotswap.uplink.base import steer_to_started
+from ovs_hotswap.watchdog.clone_keeper import CloneKeeper
 from ovs_hotswap.watchdog.culprit_search import Poison, quarantined
 from ovs_hotswap.watchdog.failover_report import FailoverReport
 from ovs_hotswap.watchdog.installed_files import InstalledFiles, present, same_place
 from ovs_hotswap.watchdog.log_rotation import LogWatch
 from ovs_hotswap.watchdog.next_hop_watch import NextHopWatch
 from ovs_hotswap.watchdog.refusals import Refusals
+from ovs_hotswap.watchdog.restarting import mend, restart, start_programmed
 from ovs_hotswap.watchdog.settings_follower import SettingsWatch
 from ovs_hotswap.watchdog.standby_plan import StandbyState, Task, next_task
 from ovs_hotswap.watchdog.status_file import StatusFile
@@ -72,6 +75,7 @@ class Keeper:
         self._told: str | None = None
         self._refusals = Refusals(board, self._host.system.monotonic)
         self.poison = Poison(board, self._host.system.monotonic)
+        self._clone = CloneKeeper(board, self.poison)
         self.followed: Intent | None = None
         """The overlay intent that the instances were last programmed with; the failover steers by it."""
         self._next_hops = NextHopWatch(board)
@@ -176,6 +180,8 @@ class Keeper:
         if active is None:
             self._board.update(active=None, standby=None, keeping="no instance is active")
             return Task.NOTHING
+        if host.config.program is Program.CLONE:
+            return self._clone.turn(host, active, lambda: self._unfinished(host))
         unfinished = self._unfinished(host)
         if unfinished:
             self._programmed = None  # the upgrade may program either intent
@@ -294,6 +300,7 @@ class Keeper:
             unparked=tuple(
                 self._refusals.due([*(vm.name for vm in vms if vm.unparked(side)), *self._refusals.of(vms)])
             ),
+            keeps=host.config.watch.keeps_standby,
             may_start=self._board.may_start() and state is not State.STARTING and not self.poison.under_way,
         )
 
@@ -343,7 +350,7 @@ class Keeper:
         log.info("%s", task)
         match task:
             case Task.MEND:
-                self._mend(host, active)
+                mend(host, active, self._board)
             case Task.SETTLE:
                 standby.settle(host, active)
             case Task.RESTART:
@@ -426,31 +433,8 @@ class Keeper:
             self._board.failure()
         standby.end_standby(host, side)
 
-    def _mend(self, host: Host, active: Side) -> None:
-        instance = host.instances[active]
-        instance.restart_ovsdb()
-        if instance.database_pid() is not None:  # otherwise the instance has just ended
-            self._board.event("database", side=active)
-
     def _restart(self, host: Host, active: Side) -> None:
-        """Start the active instance again. Every VM waits for this, as no other instance can take them."""
-        release = host.software(active)  # if it was stopped, it has no record of its own any longer
-        if release is None:
-            raise SwitchError(f"what instance {active} ran is not known", hint=f"`ovs-hotswap instance start {active}`")
-        release = present(host, release)
-        self._board.event("restart", side=active, release=release.name)
-        self._board.failure()
-        self._board.restarted()
-        self.poison.died(host.system.monotonic())
-        self.poison.step(host, alive=False)  # VMs must be held back before there is a switch
-        host.instances[active].start(release)
-        try:
-            host.program(active)
-            steer_to_started(host.uplink, active)
-        except BaseException:
-            host.instances[active].stop(keep_log=True)  # otherwise it would count as running while half programmed
-            raise
-        self.poison.serves(host.system.monotonic())
+        restart(host, active, self._board, self.poison, partial(start_programmed, host, active))
         self.followed = host.intent
         self._settings.put_back(host, active)
 

@@ -1,4 +1,5 @@
-"""What the warm standby needs next. Pure: the watchdog's keeper looks, and carries out the decisions."""
+"""What the warm standby, or the active instance, needs next. Pure: the watchdog's keeper looks, and carries out the
+decisions."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ class Task(enum.StrEnum):
     MEND = "mend"  # start the active instance's database server again
     SETTLE = "settle"  # give the active instance, a former standby, the operator's values
     RESTART = "restart"  # start the active instance again, as no other one can take the VMs
+    RESTORE = "restore"  # finish such a start: the instance waits for its flows
     CLEAN = "clean"  # remove the remains of a standby that died
     REPLACE = "replace"  # end a standby of the wrong release
     START = "start"
@@ -29,7 +31,7 @@ class StandbyState:
     values. ``prepared``: the standby was programmed and the VMs were parked on it once. ``outdated``: the present
     overlay intent has not been programmed. ``strays``: VMs to be given back to the active instance. ``unparked``: VMs
     to be parked. ``may_start``: the back-off allows to start and prepare a standby. ``may_restart``: the back-off
-    allows to start the active instance again."""
+    allows to start the active instance again. ``keeps``: a standby is to be kept."""
 
     active_runs: bool
     standby_runs: bool
@@ -43,6 +45,7 @@ class StandbyState:
     unparked: tuple[str, ...] = ()
     may_start: bool = True
     may_restart: bool = True
+    keeps: bool = True
 
 
 def next_task(state: StandbyState) -> Task:
@@ -55,6 +58,20 @@ def next_task(state: StandbyState) -> Task:
         return Task.MEND
     if state.settle:
         return Task.SETTLE
+    return _standby_task(state) if state.keeps else Task.NOTHING
+
+
+def next_restart_task(*, runs: bool, broken: bool, waits: bool, may_restart: bool) -> Task:
+    """Choose one task for an active instance whose host others program, where no standby is kept. ``waits``: it waits
+    for its flows; the others are as in ``StandbyState``."""
+    if not runs:
+        return Task.RESTART if may_restart else Task.NOTHING
+    if broken:
+        return Task.MEND
+    return Task.RESTORE if waits else Task.NOTHING
+
+
+def _standby_task(state: StandbyState) -> Task:
     if state.standby_dead:
         return Task.CLEAN
     if not state.standby_runs:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +22,9 @@ from ovs_hotswap.upgrade.clone_steps import clone_plan
 from tests.support.lab_bed import SHORT_SOAK
 from tests.support.stock_drive import Operator, differences, programmed, without_own
 from tests.support.stock_host import StockHost
-from tests.support.stock_strike import MOST, PINGS_S, lost, served, struck
+from tests.support.stock_ovn import UPLINK_BRIDGE
+from tests.support.stock_strike import MOST, PINGS_S, RELEASE, lost, served, struck
+from tests.support.waiting import eventually
 
 ALL = int(os.environ.get("OVS_HOTSWAP_STOCK_ROUNDS", "1")) > 1
 BEFORE, AFTER = clone_plan().shape.before, clone_plan().shape.after
@@ -106,6 +111,48 @@ def test_the_new_switch_serves_on_when_the_old_one_was_killed(host: StockHost, o
     assert differences(without_own(before), without_own(programmed(host))) == []
     if step in AFTER:
         assert missing <= 2 * MOST  # the new one had everything already, but its links to the old one end
+
+
+def test_an_instance_that_ends_is_started_again_with_what_others_programmed(
+    host: StockHost, operator: Operator, tmp_path: Path
+) -> None:
+    """ovn-controller programs one of the bridges again; what a script has written into the other one, nobody does."""
+    if operator.ask("status")["active"] == "a":
+        operator.ask("upgrade", "--release", RELEASE)
+    host.ofctl("add-group", UPLINK_BRIDGE, "group_id=7,type=all,bucket=actions=normal")
+    host.ofctl("add-flow", UPLINK_BRIDGE, "cookie=0x51,priority=77,ip,nw_dst=192.0.2.9,actions=group:7")
+    before, ended = programmed(host), host.switch_pid
+    assert ended is not None
+    flows = host.directory / "hotswap/run/flows-b.json"
+    with watching(host, operator, tmp_path):
+        eventually(lambda: flows.exists() and "192.0.2.9" in flows.read_text(), "the flows are kept")
+        os.kill(ended, signal.SIGKILL)
+        eventually(lambda: host.switch_pid not in (None, ended), "it is started again", 30.0)
+        served(host, _MONITOR_S)
+        assert differences(before, programmed(host)) == []
+        events = operator.ask("watch", "status")["events"]
+    assert [each["event"] for each in events] == ["restart"]
+    ended = host.switch_pid
+    assert ended is not None
+    os.kill(ended, signal.SIGKILL)  # no watchdog runs now
+    operator.ask("instance", "start", "b", "--release", RELEASE)
+    served(host, _MONITOR_S)
+    assert differences(before, programmed(host)) == []
+
+
+@contextmanager
+def watching(host: StockHost, operator: Operator, directory: Path) -> Iterator[None]:
+    """A watchdog of the host."""
+    argv = [sys.executable, "-P", "-m", "ovs_hotswap", "--config", str(operator.config), "watch", "run"]
+    with (directory / "watch.log").open("w") as log:
+        watchdog = host.space.popen(argv, stdout=log, stderr=log)
+        try:
+            eventually(lambda: operator.ask("watch", "status")["running"], "the watchdog runs")
+            yield
+        finally:
+            watchdog.terminate()
+            watchdog.wait(20.0)
+            print((directory / "watch.log").read_text())
 
 
 _MONITOR_S = 30.0  # a monitor that has started a daemon again does not do so for ten seconds (lib/daemon-unix.c)

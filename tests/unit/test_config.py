@@ -571,14 +571,14 @@ def test_a_host_that_others_program_needs_neither_an_intent_nor_keys_of_the_upli
     config = load(path, CLONED)
     assert config.instance(Side.B).devices == ("0000:03:02.1",)
     assert [config.namespace(side) for side in Side] == ["", ""]
-    assert config.watch.mode == "off"
+    assert config.watch.mode == "restart"
     assert config.database_file(Side.B).parent.parent == config.state_dir
 
 
 @pytest.mark.parametrize(("more", "fault"), [
     ('[uplink]\ndriver = "tc"\ndevice = "eth0"\nrepresentor_a = "x"\nrepresentor_b = "y"\n', 'must be "none"'),
     ('backend = "qemu-dual"\n', 'must be "broker"'),
-    ('[watch]\nmode = "automatic"\n', 'must be "off"'),
+    ('[watch]\nmode = "automatic"\n', 'must be "restart" or "off"'),
 ])  # fmt: skip
 def test_what_a_host_that_others_program_cannot_have(path: Path, more: str, fault: str) -> None:
     text = more + CLONED if more.startswith("backend") else CLONED + more

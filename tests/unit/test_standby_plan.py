@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ovs_hotswap.watchdog.standby_plan import StandbyState, Task, next_task
+from ovs_hotswap.watchdog.standby_plan import StandbyState, Task, next_restart_task, next_task
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,37 @@ def test_a_standby_that_was_never_prepared_is_nowhere_to_go() -> None:
     assert next_task(replace(lost, standby_runs=True)) is Task.NOTHING
 
 
+@pytest.mark.parametrize(
+    ("state", "task"),
+    [
+        (StandbyState(active_runs=False, standby_runs=False, keeps=False), Task.RESTART),
+        (StandbyState(active_runs=True, standby_runs=False, broken=True, keeps=False), Task.MEND),
+        (StandbyState(active_runs=True, standby_runs=False, settle=True, keeps=False), Task.SETTLE),
+        (StandbyState(active_runs=True, standby_runs=False, standby_dead=True, keeps=False), Task.NOTHING),
+        (StandbyState(active_runs=True, standby_runs=False, keeps=False), Task.NOTHING),
+    ],
+)
+def test_without_a_standby_only_the_active_instance_is_kept(state: StandbyState, task: Task) -> None:
+    assert next_task(state) is task
+
+
+@pytest.mark.parametrize(
+    ("seen", "task"),
+    [
+        ({"runs": False}, Task.RESTART),
+        ({"runs": False, "may_restart": False}, Task.NOTHING),
+        ({"broken": True, "waits": True}, Task.MEND),
+        ({"waits": True}, Task.RESTORE),
+        ({}, Task.NOTHING),
+    ],
+)
+def test_what_an_instance_needs_whose_host_others_program(seen: dict[str, bool], task: Task) -> None:
+    well = {"runs": True, "broken": False, "waits": False, "may_restart": True}
+    assert next_restart_task(**{**well, **seen}) is task
+
+
 def test_the_log_names_the_tasks_so() -> None:
     assert [str(task) for task in Task] == [
-        "nothing", "mend", "settle", "restart", "clean", "replace", "start", "prepare", "program", "return", "park",
+        "nothing", "mend", "settle", "restart", "restore", "clean", "replace", "start", "prepare", "program", "return",
+        "park",
     ]  # fmt: skip

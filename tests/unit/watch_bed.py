@@ -89,6 +89,8 @@ class World(VmStates, FakeSystem):
 
 
 class FakeInstance:
+    ours = True
+
     def __init__(self, config: Config, world: World, side: Side) -> None:
         self.world, self.side = world, side
         self.paths = InstancePaths.of(config, side)

@@ -204,7 +204,7 @@ def standby(watch: Any) -> tuple[str, str | None]:
         return "unknown", "watch status was not read after the run"
     if watch.get("ready") is True:
         return "restored", None
-    if watch.get("mode") == "off":
+    if watch.get("mode") in ("off", "restart"):
         return "off", None
     if watch.get("running") is False:
         return "missing", "the watchdog does not run"

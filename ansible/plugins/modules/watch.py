@@ -14,8 +14,8 @@ description:
   - Reads C(ovs-hotswap watch status). With O(wait) it waits until the watchdog has a standby on which every VM is
     parked. With O(soak) it then looks again and again, and fails as soon as the active instance is not healthy, or the
     standby is lost, or an event tells of a crash.
-  - Where no watchdog is wanted (C(watch.mode) is V(off)) there is nothing to wait for; the module then only returns the
-    document.
+  - Where no standby is wanted (C(watch.mode) is V(off) or V(restart)) there is nothing to wait for; the module then
+    only returns the document.
 options:
   wait:
     description:
@@ -96,6 +96,10 @@ CRASHES = ("failover", "standby-died", "restart", "start-failed", "gave-up", "tr
 """Events that tell of an instance that died or did not start."""
 
 
+NO_STANDBY = ("off", "restart")
+"""Modes of the watchdog in which it keeps no standby."""
+
+
 def illness(watch: dict[str, Any], since: float) -> str:
     """Why the host is not healthy; empty if it is. ``since``: events before this time (seconds since the epoch) do not
     count."""
@@ -151,7 +155,7 @@ def wait_ready(module: AnsibleModule, look: Look) -> tuple[dict[str, Any], float
     """Wait for the standby. Returns the last document and the seconds that it took."""
     patience, begun = module.params["wait"], time.monotonic()
     watch = look()
-    while patience > 0 and watch["mode"] != "off" and not watch["ready"]:
+    while patience > 0 and watch["mode"] not in NO_STANDBY and not watch["ready"]:
         if watch["gave_up"] or time.monotonic() >= begun + patience:
             fail(module, unready(watch), watch)
         time.sleep(min(module.params["every"], patience))
@@ -167,7 +171,7 @@ def soak(module: AnsibleModule, look: Look) -> dict[str, Any]:
     ready = time.monotonic()
     while True:
         watch, now = look(), time.monotonic()
-        if watch["ready"] or watch["mode"] == "off":
+        if watch["ready"] or watch["mode"] in NO_STANDBY:
             ready = now
         problem = illness(watch, since) or (unready(watch) if 0 < patience < now - ready else "")
         if problem:
