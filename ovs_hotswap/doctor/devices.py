@@ -11,7 +11,7 @@ from ovs_hotswap.doctor import boot
 from ovs_hotswap.doctor.facts import Root
 from ovs_hotswap.doctor.report import Found, Kind, Section, ok
 from ovs_hotswap.model import Severity, Side
-from ovs_hotswap.switch.instance import numa_nodes
+from ovs_hotswap.switch.machine_parts import numa_nodes
 from ovs_hotswap.uplink.pci import BIFURCATED, USER_SPACE, VFIO, PciBus
 from ovs_hotswap.wording import ranges, some
 

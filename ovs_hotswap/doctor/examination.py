@@ -39,7 +39,7 @@ from ovs_hotswap.overlay.intent import ETHERNET_MTU
 from ovs_hotswap.service import device_rights
 from ovs_hotswap.service.hidden_paths import hidden_paths
 from ovs_hotswap.service.systemctl import Unit
-from ovs_hotswap.switch.instance import numa_nodes
+from ovs_hotswap.switch.machine_parts import numa_nodes
 from ovs_hotswap.switch.memory import Reservation, reserve
 from ovs_hotswap.switch.pools import page_mib
 from ovs_hotswap.system import System

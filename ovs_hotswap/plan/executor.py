@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Generic, Protocol, TypeVar
@@ -168,6 +168,11 @@ class StepContext:
     def remember(self, **facts: Json) -> None:
         """Write facts to the journal. They are on the disk when this returns; only then may a step act on them."""
         self._remember(facts)
+
+    def remember_entries(self, name: str, entries: Mapping[str, Json]) -> None:
+        """Add entries to a fact that is an object, like ``remember``."""
+        earlier = self._facts().get(name)
+        self._remember({name: {**(earlier if isinstance(earlier, dict) else {}), **entries}})
 
     def warn(self, text: str) -> None:
         """Record a warning that the operator is to see at the end of the plan, and report it as progress."""

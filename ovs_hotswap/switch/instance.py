@@ -13,7 +13,7 @@ import enum
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from ovs_hotswap.priority import other_cores
 from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.switch import devargs, launch
 from ovs_hotswap.switch.logscan import fatal, telling_cause
+from ovs_hotswap.switch.machine_parts import cpu_mask, numa_nodes, socket_limit, socket_mem
 from ovs_hotswap.switch.memory import Reservation
 from ovs_hotswap.switch.netns import Namespaces, namespaces_of
 from ovs_hotswap.switch.ovsdb import ROOT_TABLES, TABLES, SwitchDb
@@ -481,27 +482,3 @@ class Instance:
         if not launch.names(self._system.cmdline(pid), pid_file):
             return False
         return self._system.read_pid(pid_file) == pid or self._namespaces.holds(self.paths.netns, pid)
-
-
-def cpu_mask(cores: Iterable[int]) -> str:
-    """Return cores as a mask: ``[0, 2]`` becomes ``0x5``."""
-    return hex(sum(1 << core for core in set(cores)))
-
-
-def socket_mem(memory_mb: int, nodes: Iterable[int]) -> str:
-    """Return the value of ``dpdk-socket-mem``: ``memory_mb`` on each NUMA node of ``nodes``, 0 on the nodes between."""
-    chosen = set(nodes) or {0}
-    return ",".join(str(memory_mb if node in chosen else 0) for node in range(max(chosen) + 1))
-
-
-def socket_limit(memory_mb: int, nodes: Iterable[int]) -> str:
-    """Return the value of ``dpdk-socket-limit``: ``memory_mb`` on every node up to the last. A VM whose memory is on a
-    node without PMD threads gets its packet pool there, and 0 would mean no limit."""
-    return ",".join([str(memory_mb)] * (max(nodes, default=0) + 1))
-
-
-def numa_nodes(cores: Iterable[int] | None = None, sys: Path = Path("/sys")) -> set[int]:
-    """Return the NUMA nodes of ``cores``, or all (Documentation/ABI/stable/sysfs-devices-node); without NUMA, 0."""
-    places = ["node"] if cores is None else [f"cpu/cpu{core}" for core in cores]
-    links = (link for place in places for link in (sys / "devices/system" / place).glob("node[0-9]*"))
-    return {int(link.name.removeprefix("node")) for link in links} or {0}

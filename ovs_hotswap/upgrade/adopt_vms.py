@@ -148,8 +148,8 @@ def _adopt(context: Upgrade, run: StepContext, name: str, prepared: Snapshot | N
             raise NotServed(error.message) from error  # its guest has ended in the meantime, or comes by itself
         raise _refused(context, name, error) from error
     deliver(host, new, [name], run)
-    stopped, earlier = done.stopped_s * 1e3, run.facts.get("stopped_ms")
-    run.remember(stopped_ms={**(earlier if isinstance(earlier, dict) else {}), name: stopped})
+    stopped = done.stopped_s * 1e3
+    run.remember_entries("stopped_ms", {name: stopped})
     return stopped
 
 

@@ -12,7 +12,7 @@ from ovs_hotswap.host.machine import descriptor_limit
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.stock.survey import running_paths
 from ovs_hotswap.stock.vms import vm_ports as takeable
-from ovs_hotswap.switch.instance import numa_nodes
+from ovs_hotswap.switch.machine_parts import numa_nodes
 from ovs_hotswap.switch.pools import huge_page_pools
 from ovs_hotswap.upgrade import checks, collect, stock_checks, stock_collect
 from ovs_hotswap.vm_ports import VmPort

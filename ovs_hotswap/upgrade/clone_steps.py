@@ -39,7 +39,6 @@ from ovs_hotswap.upgrade.steps import (
     RecordActive,
     Retire,
     StartStandby,
-    remember_moves,
     restore_priority,
 )
 from ovs_hotswap.upgrade.way_back import move_back, return_vms
@@ -268,7 +267,7 @@ class MoveOthers(Step[Upgrade]):
             whys = [f"VM {name} cannot be parked on {new}: {why}" for name, why in refused.items()]
             raise SwitchError(some(whys, "; "), hint=context.without(refused))
         if not lost:
-            remember_moves(run, move_all(host, new, run, without=others))
+            run.remember_entries("moves", move_all(host, new, run, without=others))
 
 
 class CloneSoak(Step[Upgrade]):

@@ -26,7 +26,7 @@ from ovs_hotswap.overlay.next_hops import judge as judge_next_hops
 from ovs_hotswap.overlay.ports import VXLAN
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.switch.datapath import ports_with_mtus, refused
-from ovs_hotswap.switch.instance import numa_nodes
+from ovs_hotswap.switch.machine_parts import numa_nodes
 from ovs_hotswap.switch.memory import Reservation, reserve
 from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.switch.openflow import window_incapable

@@ -9,7 +9,7 @@ even after the commit; then the upgrade cannot go forward. On an instance that h
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError, UplinkError
 from ovs_hotswap.host import settings_transfer
@@ -320,16 +320,10 @@ class MoveVms(ReversibleStep[Upgrade]):
             moves = move_all(context.host, context.new, run, first=before.liveliest, without=self.stay(context, run))
         except BrokerError as error:
             raise BrokerError(error.message, hint=error.hint or context.without()) from error
-        remember_moves(run, moves)
+        run.remember_entries("moves", moves)
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
         return_vms(context, run)
-
-
-def remember_moves(run: StepContext, moves: Mapping[str, float]) -> None:
-    """Record the microseconds of moves by VM, with those of earlier ones."""
-    earlier = run.facts.get("moves")
-    run.remember(moves={**(earlier if isinstance(earlier, dict) else {}), **moves})
 
 
 class FinalFlows(Step[Upgrade]):

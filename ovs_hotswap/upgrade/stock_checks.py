@@ -21,10 +21,9 @@ from ovs_hotswap.stock.facts import (
     StockVm,
 )
 from ovs_hotswap.upgrade import stock_vm_checks as of_vms
-from ovs_hotswap.wire.mirror_flows import COPIES, DELIVER, ENTERS, MOST_OVER_VETH, RECEIVED
+from ovs_hotswap.wire.mirror_flows import COPIES, DELIVER, ENTERS, MAX_MIRRORS, MOST_OVER_VETH, RECEIVED
 from ovs_hotswap.wording import short, some
 
-MOST_MIRRORS = 32  # MAX_MIRRORS of a bridge (OVS ofproto/ofproto-dpif-mirror.h)
 WIRE_MARKS = frozenset({DELIVER, RECEIVED, ENTERS})  # the values of pkt_mark by which wire mode knows its frames
 EXPIRY_S = 30  # after this time without a packet the old switch has forgotten a connection that is not TCP
 INTERNAL_MS, KERNEL_MS = 50, 150  # how long an internal port, and one of another device, is without network
@@ -281,7 +280,7 @@ def wired(bridges: Iterable[StockBridge], vms: Collection[StockVm]) -> list[Find
     findings = []
     for bridge in bridges:
         count = sum(vm.bridge == bridge.name and vm.kind is PortKind.CLIENT for vm in vms)
-        most = len(Side) * (MOST_MIRRORS - len(bridge.mirrors))
+        most = len(Side) * (MAX_MIRRORS - len(bridge.mirrors))
         if count > most:
             has = f"{count} VMs" + (f" and {len(bridge.mirrors)} mirrors" if bridge.mirrors else "")
             text = f"bridge {bridge.name} has {has}: wire mode has mirrors for {most} VMs"

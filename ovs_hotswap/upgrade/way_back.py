@@ -59,9 +59,7 @@ def take_back(context: Upgrade, run: StepContext) -> None:
 def move_back(context: Upgrade, run: StepContext, without: Collection[str] = ()) -> None:
     """Move the VMs but those ``without`` to the old instance, and record how long each move took. Raises what
     ``move_all`` raises."""
-    moves = move_all(context.host, context.old, run, back=True, without=without)
-    earlier = run.facts.get(MOVED_BACK)
-    run.remember(**{MOVED_BACK: {**(earlier if isinstance(earlier, dict) else {}), **moves}})
+    run.remember_entries(MOVED_BACK, move_all(context.host, context.old, run, back=True, without=without))
 
 
 def _hangs(context: Upgrade) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ovs_hotswap.errors import PrecheckFailed, SwitchError
 from ovs_hotswap.switch.owned import MARK
-from ovs_hotswap.wire.mirror_flows import LINK_PORT, MAX_TAG, NEAR_PORTS, Carried, Mode
+from ovs_hotswap.wire.mirror_flows import LINK_PORT, MAX_MIRRORS, MAX_TAG, NEAR_PORTS, Carried, Mode
 
 OURS = {MARK: "wire"}
 PORT_KEY, TAG_KEY, UPLINK_KEY, LINK_KEY = (
@@ -23,7 +23,6 @@ PORT_KEY, TAG_KEY, UPLINK_KEY, LINK_KEY = (
 )
 UNMIRRORED_KEY = "ovs-hotswap-unmirrored"
 MODE_KEY = "ovs-hotswap-wired"
-MAX_MIRRORS = 32  # of a bridge: ofproto/ofproto-dpif-mirror.h, MAX_MIRRORS
 VLAN_COLUMNS = ("tag", "vlan_mode", "trunks", "cvlans")
 _VLAN_KEY = "qinq-ethtype"  # in other_config of Port
 _DEFAULT_MTU = 1500

@@ -18,8 +18,9 @@ from ovs_hotswap.errors import HotswapError, SwitchError
 from ovs_hotswap.model import Device, Release, Side
 from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.switch import launch
-from ovs_hotswap.switch.instance import Instance, State, cpu_mask, socket_limit, socket_mem
+from ovs_hotswap.switch.instance import Instance, State
 from ovs_hotswap.switch.logscan import fatal, telling_cause
+from ovs_hotswap.switch.machine_parts import cpu_mask, socket_limit, socket_mem
 from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.switch.ovsdb import InterfaceStatus, SwitchDb, SwitchState, faults
 from ovs_hotswap.switch.paths import InstanceRecord, older, read_record
