@@ -210,6 +210,7 @@ class Cut(ReversibleStep[Upgrade]):
         cloning.wire.cut(context.new)
         exchange.pass_to_new(taps, devices, lambda: bring(old, new, cloning.changes(context.new, cut=True)))
         cloning.wire.wire(context.old, Mode.UPLINKS)
+        _move_bare(context, run)
         late = run_time.without_logs(run_time.read(old))  # what came up in between
         for text in run_time.apply(new, late, host.system, cut=True).refused:
             run.warn(f"not carried over: {text}")
@@ -217,6 +218,14 @@ class Cut(ReversibleStep[Upgrade]):
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
         _take_cut_back(context, run)
+
+
+def _move_bare(context: Upgrade, run: StepContext) -> None:
+    """Move the VMs that no switch mirrors, and that are without network since the cut. Raises what ``move_all``
+    raises."""
+    if names := set(wire_turns.bare(run)) - context.leave_out:
+        others = {vm.name for vm in context.host.backends.vms(read=False)} - names
+        run.remember_entries("moves", move_all(context.host, context.new, run, without=others))
 
 
 def _take_cut_back(context: Upgrade, run: StepContext) -> None:

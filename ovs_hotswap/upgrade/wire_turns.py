@@ -4,6 +4,9 @@ A VM that is not on the switch whose pipeline has the frames is reached by a mir
 room for 32 of them (ofproto/ofproto-dpif-mirror.h, MAX_MIRRORS). Before the cut the old switch's pipeline has the
 frames, and afterwards the new one's. So of more VMs than that, as many as the old switch can mirror pass before the
 cut. The new switch mirrors the others, which pass after it. Both have mirrors for all VMs of a bridge that has few.
+
+If even two times the mirrors are not enough, the rest has none, and no network from the cut until they have moved. So
+these are VMs that have the broker already, which move at once.
 """
 
 from __future__ import annotations
@@ -18,36 +21,52 @@ from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.vm_ports import VmPort, read_ports
 
 LATER = "later"  # the fact with the names of the VMs that pass after the cut
+BARE = "bare"  # the fact with the names of those among them that no switch mirrors
 
 
 @dataclass(frozen=True, slots=True)
 class Turns:
     """The ports of VMs. ``either``: of bridges on which both switches mirror all VMs. ``first`` and ``later``: of the
-    others, those that pass before the cut and after it."""
+    others, those that pass before the cut and after it. ``bare``: those that pass after it and that no switch
+    mirrors."""
 
     either: tuple[VmPort, ...] = ()
     first: tuple[VmPort, ...] = ()
     later: tuple[VmPort, ...] = ()
+    bare: tuple[VmPort, ...] = ()
 
 
-def take_turns(
-    ports: Iterable[VmPort], room: Mapping[str, int], left_out: Collection[str] = (), later: Collection[str] = ()
-) -> Turns:
-    """Decide when each VM passes. ``room``: how many mirrors a bridge has room for. ``left_out``: VMs that do not pass,
-    and so not before the cut, if there are more VMs on their bridge than mirrors. ``later``: VMs of which it was
-    decided before that they pass after the cut, and which the old switch does not mirror."""
-    either, first, rest = list[VmPort](), list[VmPort](), list[VmPort]()
-    wait = {*left_out, *later}
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of VMs, by their names. ``left_out``: they do not pass, and so not before the cut, if there are
+    more VMs on their bridge than mirrors. ``quick``: they have the broker already. ``later``, ``bare``: it was decided
+    before that they pass after the cut, and which of them no switch mirrors."""
+
+    left_out: Collection[str] = ()
+    quick: Collection[str] = ()
+    later: Collection[str] = ()
+    bare: Collection[str] = ()
+
+
+def take_turns(ports: Iterable[VmPort], room: Mapping[str, int], known: Known = Known()) -> Turns:
+    """Decide when each VM passes. ``room``: how many mirrors a bridge has room for."""
+    turns = {name: list[VmPort]() for name in ("either", "first", "later", "bare")}
+    wait = {*known.left_out, *known.later}
     every = list(ports)
     for bridge in dict.fromkeys(port.bridge for port in every):
-        own = [port for port in every if port.bridge == bridge]
-        if len(own) <= room[bridge] and not any(port.name in later for port in own):
-            either += own
+        own, most = [port for port in every if port.bridge == bridge], room[bridge]
+        if len(own) <= most and not any(port.name in known.later for port in own):
+            turns["either"] += own
             continue
-        ready = [port for port in own if port.name not in wait][: room[bridge]]
-        first += ready
-        rest += [port for port in own if port not in ready]
-    return Turns(tuple(either), tuple(first), tuple(rest))
+        own.sort(key=lambda port: port.name in known.quick)  # a VM that has the broker does without a mirror
+        first = [port for port in own if port.name not in wait][:most]
+        rest = [port for port in own if port not in first]
+        rest.sort(key=lambda port: (port.name in known.bare, port.name not in wait))
+        later = [port for port in rest if port.name not in known.bare][:most]
+        turns["first"] += first
+        turns["later"] += later
+        turns["bare"] += [port for port in rest if port not in later]
+    return Turns(**{name: tuple(found) for name, found in turns.items()})
 
 
 def open_wire(context: Upgrade, run: StepContext) -> None:
@@ -55,17 +74,25 @@ def open_wire(context: Upgrade, run: StepContext) -> None:
     this is repeated. Raises SwitchError, PrecheckFailed."""
     cloning, old = context.host.cloning, context.old
     ports = read_ports(context.host.config)
-    turns = take_turns(ports, _room(cloning, old, ports), context.leave_out, later(run))
-    run.remember(**{LATER: [port.name for port in turns.later]})
+    quick = [vm.name for vm in context.host.backends.vms(read=False) if not vm.without_broker]
+    known = Known(context.leave_out, quick, later(run), bare(run))
+    turns = take_turns(ports, _room(cloning, old, ports), known)
+    names = {LATER: (*turns.later, *turns.bare), BARE: turns.bare}
+    run.remember(**{fact: [port.name for port in found] for fact, found in names.items()})
     cloning.wire.open(old, turns.either, cloning.uplinks(old))
-    if turns.later:
-        cloning.wire.open(old, turns.first, mirrored=[old])
-        cloning.wire.open(old, turns.later, mirrored=[context.new])
+    for found, mirrored in ((turns.first, [old]), (turns.later, [context.new]), (turns.bare, [])):
+        if found:
+            cloning.wire.open(old, found, mirrored=mirrored)
 
 
 def later(run: StepContext) -> list[str]:
     """The VMs that pass after the cut."""
     return run.texts(LATER)
+
+
+def bare(run: StepContext) -> list[str]:
+    """Those among them that no switch mirrors."""
+    return run.texts(BARE)
 
 
 def _room(cloning: Cloning, side: Side, ports: Iterable[VmPort]) -> dict[str, int]:

@@ -137,8 +137,8 @@ FAULTS = {
         "change no VLAN",
     ),
     "more VMs than mirrors": Fault(
-        replace(HEALTHY, vms=MANY), "wire mode", ERROR, "bridge br-int has 65 VMs: wire mode has mirrors for 64",
-        "migrate VMs",
+        replace(HEALTHY, vms=MANY), "wire mode", ERROR, "bridge br-int has 65 VMs, and wire mode has mirrors for 64 VMs",
+        "ovs-hotswap adopt vm0",
     ),
     "LACP": Fault(of_pipeline(lacp=("bond0",)), "LACP", ERROR, "port bond0 uses LACP", "lacp=off"),
     "BFD": Fault(of_pipeline(bfd=("ovn-h2",)), "BFD", WARNING, "port ovn-h2 has BFD", "bfd:enable=false"),
@@ -285,7 +285,17 @@ def test_each_fault_has_one_finding(fault: Fault) -> None:
 
 def test_mirrors_of_others_take_the_place_of_vms() -> None:
     errors = [each for each in judge(of_bridge(mirrors=MIRRORED), TERMS) if each.severity is ERROR]
-    assert [each.text for each in errors] == ["bridge br-int has 2 VMs and 32 mirrors: wire mode has mirrors for 0 VMs"]
+    assert ["bridge br-int has 2 VMs and 32 mirrors, and wire mode has mirrors for 0 VMs" in each.text
+            for each in errors] == [True]  # fmt: skip
+
+
+def test_vms_beyond_the_mirrors_must_have_the_broker() -> None:
+    adopted = [replace(each, adopted=True) for each in MANY]
+    (found,) = bad(judge(replace(HEALTHY, vms=(*MANY[:64], adopted[64])), TERMS))
+    assert (found.check, found.severity) == ("wire mode", WARNING)
+    (found,) = bad(judge(replace(of_bridge(mirrors=MIRRORED), vms=(*MANY[:2], *adopted[2:4])), TERMS))[:1]
+    assert (found.check, found.severity) == ("wire mode", ERROR)
+    assert "`ovs-hotswap adopt vm0 vm1`" in (found.hint or "")
 
 
 def test_only_the_vms_of_a_bridge_count_and_only_those_that_are_wired() -> None:
