@@ -91,7 +91,7 @@ def later(run: StepContext) -> list[str]:
 
 
 def bare(run: StepContext) -> list[str]:
-    """Those among them that no switch mirrors."""
+    """The VMs that pass after the cut and that no switch mirrors."""
     return run.texts(BARE)
 
 

@@ -116,7 +116,7 @@ def test_the_new_switch_serves_on_when_the_old_one_was_killed(host: StockHost, o
 def test_an_instance_that_ends_is_started_again_with_what_others_programmed(
     host: StockHost, operator: Operator, tmp_path: Path
 ) -> None:
-    """ovn-controller programs one of the bridges again; what a script has written into the other one, nobody does."""
+    """ovn-controller programs one of the bridges again; what a script has written into the other one is given back."""
     if operator.ask("status")["active"] == "a":
         operator.ask("upgrade", "--release", RELEASE)
     host.ofctl("add-group", UPLINK_BRIDGE, "group_id=7,type=all,bucket=actions=normal")

@@ -132,7 +132,7 @@ def test_the_distribution_s_switch_is_left_to_its_units(
 
 @pytest.mark.parametrize("other", [None, 2])
 def test_nothing_is_done_while_an_upgrade_is_unfinished(bed: CloneBed, other: int | None) -> None:
-    """Also if its VMs are parked on the other instance, which can be ended any moment."""
+    """This holds also if its VMs are parked on the other instance."""
     path = bed.config.state_dir / "journal" / "current.jsonl"
     path.parent.mkdir(parents=True)
     path.write_text("not json\n")
