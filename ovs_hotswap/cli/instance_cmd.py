@@ -11,10 +11,11 @@ from ovs_hotswap.cli.status_cmd import show_instances
 from ovs_hotswap.errors import BusyError, HotswapError
 from ovs_hotswap.host import settings_transfer
 from ovs_hotswap.host.host import WATCHDOG_S, Host
+from ovs_hotswap.host.instances import instance_of_unit
 from ovs_hotswap.host.lifecycle import adopt, restore, start_instance, stop_for_good
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.instance import Instance
-from ovs_hotswap.switch.units import InstanceUnit, PreexistingNamespaces, StartRequest
+from ovs_hotswap.switch.units import InstanceUnit, StartRequest
 
 _side = click.argument("side", type=click.Choice([side.value for side in Side]))
 
@@ -187,9 +188,7 @@ def bring_up(app: App, side: str) -> None:
     unit = InstanceUnit(which, app.system)
 
     def act(order: StartRequest) -> None:
-        memory = partial(Host(order.config, app.system).reservation, which)
-        instance = Instance(order.config, which, app.system, namespaces=PreexistingNamespaces(), memory=memory)
-        instance.bring_up(order.release)
+        _of_unit(app, order, which).bring_up(order.release)
 
     unit.carry_out(act)
 
@@ -207,9 +206,12 @@ def mend(app: App, side: str) -> None:
       ovs-hotswap instance mend a
     """
     which = Side(side)
-    InstanceUnit(which, app.system).carry_out(
-        lambda order: Instance(order.config, which, app.system, namespaces=PreexistingNamespaces()).restart_ovsdb()
-    )
+    InstanceUnit(which, app.system).carry_out(lambda order: _of_unit(app, order, which).restart_ovsdb())
+
+
+def _of_unit(app: App, order: StartRequest, side: Side) -> Instance:
+    host = Host(order.config, app.system)
+    return instance_of_unit(order.config, app.system, side, partial(host.reservation, side), lambda: host.cloning)
 
 
 def confirm_stop(app: App, host: Host, side: Side) -> None:

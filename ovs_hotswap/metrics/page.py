@@ -65,7 +65,7 @@ def fill(page: Page, config: Config, look: Look, tally: Tally, history: History)
     differing = (*(look.broker.differing if look.broker is not None else ()), *look.watch["differing"])
     page.add("configuration_differences", len({change.key for change in differing}))
     if mode != "off":
-        _watchdog(page, look, standby=mode not in NO_STANDBY)
+        _watchdog(page, look, kept=mode not in NO_STANDBY)
     _upgrades(page, look, history)
     _vms(page, look, protected=mode not in NO_STANDBY)
     _packets(page, look, tally)
@@ -104,10 +104,10 @@ def _broker(page: Page, look: Look) -> None:
     page.add("broker_leaving_vms", len(broker.leaving))
 
 
-def _watchdog(page: Page, look: Look, *, standby: bool) -> None:
+def _watchdog(page: Page, look: Look, *, kept: bool) -> None:
     watch = look.watch
     page.add("watchdog_up", watch["running"])
-    if standby:
+    if kept:
         page.add("standby_ready", watch["ready"])
     if not watch["running"]:
         return

@@ -287,12 +287,13 @@ def wired(bridges: Iterable[StockBridge], vms: Collection[StockVm]) -> list[Find
         has = f"{len(own)} VMs" + (f" and {len(bridge.mirrors)} mirrors" if bridge.mirrors else "")
         text = (f"bridge {bridge.name} has {has}, and wire mode has mirrors for {most} VMs: the others are without "
                 "network after the cut, until the host's own ports have passed and they have moved")  # fmt: skip
-        make, hint = _warning, "remove mirrors for the upgrade, if that is too long: `ovs-vsctl list mirror`"
         if (missing := len(slow) - most) > 0:
-            make = _error
             hint = (f"these must have the broker already: `ovs-hotswap adopt {' '.join(slow[:missing])}` costs each "
                     "its network for 40 to 80 ms; or remove mirrors for the upgrade")  # fmt: skip
-        findings.append(make(name, text, hint, f"bridge {bridge.name}"))
+            findings.append(_error(name, text, hint, f"bridge {bridge.name}"))
+        else:
+            hint = "remove mirrors for the upgrade, if that is too long: `ovs-vsctl list mirror`"
+            findings.append(_warning(name, text, hint, f"bridge {bridge.name}"))
     return _ok(findings, name, "a mirror is free for each VM")
 
 

@@ -25,7 +25,7 @@ ROUNDS = int(os.environ.get("OVS_HOTSWAP_STOCK_ROUNDS", "1"))
 PAGE = Path(__file__).parents[2] / "docs/hosts.md"
 OWN = ("/etc/ovs-hotswap", "/var/lib/ovs-hotswap")
 # Those that need systemd, of which the tests are in test_stock_systemd.py, or the network.
-NOT_RUN = {"Install", "Restarts by habit", "When the switch ends by itself"}
+NOT_RUN = {"Install", "Restarts by habit"}
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.machine import PREFIX, Machine
+from ovs_hotswap.model import Release
+from tests.support.machine import PREFIX, PYTHON, Machine
+from tests.support.stock_strike import MOST
 from tests.support.waiting import eventually
 
 UNIT, SWITCH, DATABASE = "openvswitch-switch.service", "ovs-vswitchd.service", "ovsdb-server.service"
@@ -59,6 +61,14 @@ def ask(machine: Machine, *words: str) -> Any:
     return json.loads(machine.run(["ovs-hotswap", "--json", "stock", *words]).stdout)
 
 
+def install_units(machine: Machine) -> None:
+    """As docs/hosts.md says, with the package's units as they are in a checkout."""
+    blocks = re.findall(r"^```\n(.*?)^```$", (REPOSITORY / "docs/hosts.md").read_text(), re.DOTALL | re.MULTILINE)
+    (block,) = [block for block in blocks if "hosts.conf" in block]
+    machine.run(["sh", "-c", f"install -m 644 {PREFIX}/src/systemd/*.service /etc/systemd/system/"])
+    machine.run(["sh", "-euc", "\n".join(line for line in block.splitlines() if not line.startswith("apt "))])
+
+
 def pids(machine: Machine) -> dict[str, str]:
     return {
         name: machine.run(["cat", f"/run/openvswitch/{name}.pid"]).stdout for name in ("ovs-vswitchd", "ovsdb-server")
@@ -67,10 +77,7 @@ def pids(machine: Machine) -> dict[str, str]:
 
 def test_the_broker_s_unit_serves_at_another_user_s_socket(machine: Machine) -> None:
     """With the drop-in of docs/hosts.md, as it stands there."""
-    blocks = re.findall(r"^```\n(.*?)^```$", (REPOSITORY / "docs/hosts.md").read_text(), re.DOTALL | re.MULTILINE)
-    (block,) = [block for block in blocks if f"{BROKER}.service.d" in block]
-    machine.run(["install", "-m", "644", f"{PREFIX}/src/systemd/{BROKER}.service", "/etc/systemd/system/"])
-    machine.run(["sh", "-euc", "\n".join(line for line in block.splitlines() if not line.startswith("apt "))])
+    install_units(machine)
     port = {"name": "vm1", "bridge": "br-int", "ofport": 1, "socket": SOCKET}
     machine.write("/var/lib/ovs-hotswap/ports.json", json.dumps({"ports": [port]}))
     machine.write("/etc/systemd/system/qemu.service", QEMU)
@@ -82,7 +89,7 @@ def test_the_broker_s_unit_serves_at_another_user_s_socket(machine: Machine) -> 
     (vm,) = json.loads(machine.run(["ovs-hotswap", "--json", "vm", "list"]).stdout)["vms"]
     assert vm["name"] == "vm1"
     machine.run(["systemctl", "stop", "qemu", BROKER])
-    machine.run(["sh", "-c", f"rm -r /etc/systemd/system/{BROKER}.service*; systemctl daemon-reload"])
+    machine.run(["sh", "-c", "rm -r /etc/systemd/system/ovs-hotswap-*; systemctl daemon-reload"])
 
 
 def test_unshielded_a_restart_ends_the_switch(machine: Machine) -> None:
@@ -155,3 +162,24 @@ def test_taken_back_nothing_is_left(machine: Machine) -> None:
     machine.run(["rm", "-f", "/run/openvswitch/ovs-vswitchd.pid", "/run/openvswitch/ovsdb-server.pid"])
     machine.run(["systemctl", "start", UNIT])
     assert machine.run(["ovs-vsctl", "show"]).stdout != ""
+
+
+def test_a_host_whose_switch_is_a_unit_is_upgraded_and_a_crash_is_mended(tree_release: Release) -> None:
+    """Broker, instances and watchdog in their units, with the drop-ins of docs/hosts.md."""
+    with Machine() as machine:
+        install_units(machine)
+        machine.run(["rm", "-rf", "/etc/openvswitch"])
+        drive = f"cd {PREFIX}/src && exec {PYTHON} -m tests.support.stock_systemd_drive {tree_release.root}"
+        done = json.loads(machine.run(["sh", "-c", drive], timeout=600).stdout.splitlines()[-1])
+    print(done)
+    ours = ["ovs-hotswap-broker.service", "ovs-hotswap-watch.service"]
+    assert done["check"] == []
+    assert done["stock ended"] is True
+    assert done["active"] == [*ours, "ovs-hotswap-instance@b.service"]
+    assert done["crash"]["flows"] is True
+    assert done["events"] == ["restart"]
+    assert done["active at the end"] == [*ours, "ovs-hotswap-instance@a.service"]
+    assert done["stock units"] == []
+    for way in ("there", "back"):
+        assert done[way]["committed"] is True
+        assert done[way]["lost"] <= MOST

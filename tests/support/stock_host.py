@@ -289,7 +289,7 @@ class StockHost:
         self._pages = ensure_hugepages(2 * self.switch_mb + huge + _SPARE_MB, self._system)
         for directory in (self.vhost_dir, self.layout.guest_dir):
             directory.mkdir()
-        self._space = Space(self.directory, self._system, self.places)
+        self._space = self._make_space()
         stock_network.make(self.space, _VLANS.get(self.kind))
         self._install()
         self.start_database()
@@ -304,6 +304,9 @@ class StockHost:
         else:
             self._make_bridge()
         self._start_guests()
+
+    def _make_space(self) -> Space:
+        return Space(self.directory, self._system, self.places)
 
     def _start_guests(self) -> None:
         self.layout.initramfs_file.write_bytes(build(find_kernel(), self._system))

@@ -137,7 +137,7 @@ FAULTS = {
         "change no VLAN",
     ),
     "more VMs than mirrors": Fault(
-        replace(HEALTHY, vms=MANY), "wire mode", ERROR, "bridge br-int has 65 VMs, and wire mode has mirrors for 64 VMs",
+        replace(HEALTHY, vms=MANY), "wire mode", ERROR, "has 65 VMs, and wire mode has mirrors for 64 VMs",
         "ovs-hotswap adopt vm0",
     ),
     "LACP": Fault(of_pipeline(lacp=("bond0",)), "LACP", ERROR, "port bond0 uses LACP", "lacp=off"),
