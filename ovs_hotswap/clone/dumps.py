@@ -241,7 +241,7 @@ def parse_tlvs(dump: str) -> dict[str, Tlv]:
 
 def parse_ports(dump: str) -> dict[str, frozenset[str]]:
     """Return the flags of each port of ``dump-ports-desc`` that has any. ``LOCAL`` is one of them."""
-    ports = {found[1]: frozenset(found[2].split()) & PORT_FLAGS.keys() for found in _PORT.finditer(dump)}
+    ports = {found[1]: frozenset(found[2].split()).intersection(PORT_FLAGS) for found in _PORT.finditer(dump)}
     return {port: flags for port, flags in ports.items() if flags}
 
 

@@ -9,7 +9,7 @@ from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.config import Config
 from ovs_hotswap.service.systemctl import Unit
 
-_BROKER = "ovs-hotswap-broker.service"
+BROKER = "ovs-hotswap-broker.service"
 
 
 def hidden_paths(config: Config, units: Collection[Unit]) -> Iterator[tuple[str, str]]:
@@ -27,11 +27,23 @@ def hidden_paths(config: Config, units: Collection[Unit]) -> Iterator[tuple[str,
                     break
 
 
+def out_of_reach(unit: Unit, directory: str) -> str | None:
+    """Why a unit's processes cannot make a socket in a directory of the host, in words. Raises CommandError."""
+    place = os.path.realpath(directory)
+    for hidden, setting in unit.hidden_directories().items():
+        if _below(place, hidden):
+            return f"{unit.name} does not see {hidden} of the host ({setting})"
+    places = unit.writes_below()
+    if places is not None and not any(_below(place, os.path.realpath(each)) for each in places):
+        return f"{unit.name} cannot write to {directory} (ProtectSystem=)"
+    return None
+
+
 def _used_by(config: Config, unit: str) -> dict[str, str]:
     used = {"overlay": str(config.overlay)}
     if config.backend is BackendMode.QEMU_DUAL:
         used |= {"qemu.monitor": config.qemu.monitor}
-    elif unit == _BROKER:
+    elif unit == BROKER:
         used |= {"broker.qemu_socket": config.broker.qemu_socket}
     return used
 

@@ -59,6 +59,13 @@ class Unit:
             hidden |= dict.fromkeys(("/home", "/root", "/run/user"), "ProtectHome=")
         return hidden
 
+    def writes_below(self) -> list[str] | None:
+        """The directories in which the unit's processes may write, besides those that it makes for itself; ``None`` if
+        they may write everywhere (systemd.exec(5), ``ProtectSystem=``, ``ReadWritePaths=``)."""
+        if self._show("ProtectSystem") != "strict":
+            return None
+        return [path.lstrip("-+") for path in self._show("ReadWritePaths").split()]
+
     def capabilities(self) -> frozenset[str]:
         """The capabilities that the unit's processes may have, such as ``cap_net_admin`` (systemd.exec(5),
         ``CapabilityBoundingSet=``); empty if systemd does not say."""

@@ -174,6 +174,7 @@ class Instance:
         self._clear()  # so no process of this side has the VFs that are set now
         unit = self.unit()
         try:
+            launch.make_places(release, seen_in_trees(self._config, self.paths))
             if self._vfs is not None:
                 self._vfs.take()
             if unit is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ovs_hotswap.model import Release
 from ovs_hotswap.switch.netns import DIRECTORY
+from ovs_hotswap.system import files
 
 DESCRIPTORS = 524288  # as LimitNOFILE= of the unit
 
@@ -37,6 +38,8 @@ shift
 exec chroot "$tree" "$@"
 """
 
+_OF_THE_PROGRAM = ("/run/", "/tmp/")  # where the script mounts file systems of the program's own
+
 _HOST_SCRIPT = f"""
 {_LIMIT_SCRIPT}
 exec "$@"
@@ -59,9 +62,26 @@ def command(
     inside = [*bound, "nsenter", f"--net={DIRECTORY}/{netns}", "--"] if netns else bound
     if release.root is None:
         return [*inside, "sh", "-c", _HOST_SCRIPT, "sh", *argv]
-    places = dict.fromkeys(os.path.realpath(each) for each in seen)  # in the tree, a link would lead to the host
+    places = _places(seen)
     own_mounts = ["unshare", "--mount", "--propagation", "private", "--"]
     return [*inside, *own_mounts, "sh", "-c", _TREE_SCRIPT, "sh", release.root, *places, "--", *argv]
+
+
+def make_places(release: Release, seen: Collection[Path]) -> None:
+    """Make the mount points of ``command`` in a release's tree, in which the process that runs it may not write.
+    Raises HostError."""
+    if release.root is None:
+        return
+    for place in _places(seen):
+        if not place.startswith(_OF_THE_PROGRAM):
+            path = Path(f"{release.root}{place}")
+            with files(path):
+                path.mkdir(parents=True, exist_ok=True)
+
+
+def _places(seen: Collection[Path]) -> list[str]:
+    """The directories by the paths that they have on the host: in the tree, a link would lead to the host."""
+    return list(dict.fromkeys(os.path.realpath(each) for each in seen))
 
 
 def environment(run_dir: Path) -> dict[str, str]:

@@ -10,6 +10,8 @@ from ovs_hotswap.host import memory_checks
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.machine import descriptor_limit
 from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.service.hidden_paths import BROKER, out_of_reach
+from ovs_hotswap.service.systemctl import Unit
 from ovs_hotswap.stock.survey import running_paths
 from ovs_hotswap.stock.vms import vm_ports as takeable
 from ovs_hotswap.switch.machine_parts import numa_nodes
@@ -28,6 +30,7 @@ def precheck(host: Host, old: Side, new: Side, release: str, leave_out: Collecti
         lambda: memory(host, new),
         lambda: collect.broker(host),
         lambda: of_host(host, release, leave_out),
+        lambda: reach(host),
         lambda: losses(host, release),
     )
 
@@ -40,6 +43,19 @@ def of_host(host: Host, release: str, leave_out: Collection[str]) -> list[Findin
     except ReleaseError:
         version = None  # `collect.release_checks` says so
     return [*findings, *stock_checks.conntrack_of(version, facts.pipeline)]
+
+
+def reach(host: Host) -> list[Finding]:
+    """Check that the broker's unit, if there is one, can listen at the VMs' sockets. Raises CommandError, HostError."""
+    unit = Unit(BROKER, host.system)
+    if not unit.serves(host.config):
+        return []
+    directories = sorted({str(port.socket.parent) for port in vm_ports(host)})
+    found = {directory: why for directory in directories if (why := out_of_reach(unit, directory)) is not None}
+    return [Finding("sockets", Severity.ERROR, why,
+                    f"`systemctl edit {BROKER}`: PrivateTmp=no, ProtectHome=no or ReadWritePaths={directory} "
+                    "(docs/hosts.md, Install), then restart it")
+            for directory, why in found.items()]  # fmt: skip
 
 
 def losses(host: Host, release: str) -> list[Finding]:

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.support.stock_host import ALTERNATIVES, PROGRAM, UPLINK, StockHost, d
 from tests.support.stock_space import Space
 from tests.support.waiting import eventually
 
+DIRECTORY = Path("/var/lib/vhost_sockets")
 CONFIG = Path("/etc/ovs-hotswap/config.toml")
 INSTANCE, BROKER, WATCH = "ovs-hotswap-instance@{}.service", "ovs-hotswap-broker.service", "ovs-hotswap-watch.service"
 _OWN = ("run_dir", "state_dir")  # units serve the default ones only
@@ -94,6 +96,8 @@ def served(host: StockHost) -> None:
 
 
 def main(tree: str) -> dict[str, Any]:
+    DIRECTORY.mkdir()
+    tempfile.tempdir = str(DIRECTORY)  # the units have a /tmp of their own
     with UnitHost(System()) as host:
         lines = host.config_text(more="[upgrade]\nsoak_s = 1\n").splitlines(keepends=True)
         CONFIG.write_text("".join(line for line in lines if not line.startswith(_OWN)))

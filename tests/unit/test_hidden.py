@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ovs_hotswap.config import Config
-from ovs_hotswap.service.hidden_paths import hidden_paths
+from ovs_hotswap.service.hidden_paths import hidden_paths, out_of_reach
 from ovs_hotswap.service.systemctl import Unit
 from tests.unit.fake_system import FakeSystem
 
@@ -56,3 +56,31 @@ def test_without_a_broker_the_watchdog_looks_for_the_monitor(tmp_path: Path) -> 
         tmp_path, backend="qemu-dual", qemu={"monitor": "/tmp/{vm}.qmp"}, overlay="/home/overlay.toml"
     )
     assert hidden(tmp_path, config, SHIPPED) == ["overlay", "qemu.monitor", "overlay", "qemu.monitor"]
+
+
+STRICT = {"PrivateTmp": "yes", "ProtectHome": "yes", "ProtectSystem": "strict",
+          "ReadWritePaths": "-/run/openvswitch +/var/lib/vhost_sockets"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("directory", "changes", "why"),
+    [
+        ("/tmp/vhost", {}, "does not see /tmp of the host (PrivateTmp=)"),
+        ("/home/vms", {"ProtectHome": "read-only"}, "cannot write to /home/vms (ProtectSystem=)"),
+        ("/srv/vhost", {}, "cannot write to /srv/vhost (ProtectSystem=)"),
+        ("/srv/vhost", {"ProtectSystem": "full"}, None),
+        ("/srv/vhost", {"ReadWritePaths": "-/srv"}, None),
+        ("/run/openvswitch", {}, None),
+        ("/var/lib/vhost_sockets/a", {}, None),
+        ("/var/lib/vhost_sockets2", {}, "cannot write"),
+        ("/run/openvswitch", {"ReadWritePaths": ""}, "cannot write"),
+    ],
+)
+def test_a_directory_in_which_a_unit_can_make_no_socket(
+    directory: str, changes: dict[str, str], why: str | None
+) -> None:
+    def show(argv: Sequence[str]) -> tuple[int, str]:
+        return 0, {**STRICT, **changes}[argv[2].removeprefix("--property=")] + "\n"
+
+    found = out_of_reach(Unit("ovs-hotswap-broker.service", FakeSystem(show)), directory)
+    assert found is None if why is None else why in (found or "")

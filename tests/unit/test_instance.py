@@ -6,6 +6,7 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.config_uplink import UplinkConfig
-from ovs_hotswap.errors import HotswapError, SwitchError
+from ovs_hotswap.errors import HostError, HotswapError, SwitchError
 from ovs_hotswap.model import Device, Release, Side
 from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.switch import launch
@@ -452,6 +453,20 @@ def test_a_tree_release_runs_in_the_namespace_with_mounts_of_its_own() -> None:
     assert argv[:7] == ["nsenter", "--net=/run/netns/ovsh-a", "--", "unshare", "--mount", "--propagation", "private"]
     assert argv[-6:] == ["/srv/new", "/run/x", "/run/vms", "--", "prog", "--arg"]
     assert 'exec chroot "$tree" "$@"' in argv[-8]
+
+
+def test_mount_points_outside_run_and_tmp_are_made_in_the_tree(tmp_path: Path) -> None:
+    """By who starts the instance: its unit cannot write there."""
+    tree = replace(TREE, root=str(tmp_path))
+    launch.make_places(tree, [Path("/run/x"), Path("/tmp/y"), Path("/var/lib/vms"), Path("/srv/z")])
+    assert sorted(str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*")) == [
+        "srv", "srv/z", "var", "var/lib", "var/lib/vms",
+    ]  # fmt: skip
+    launch.make_places(HOST, [Path("/srv/other")])
+    assert not Path("/srv/other").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(HostError, match="file"):
+        launch.make_places(tree, [Path("/file/below")])
 
 
 def test_an_instance_in_the_host_s_namespace_enters_none() -> None:
