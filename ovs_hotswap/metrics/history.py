@@ -15,6 +15,7 @@ from ovs_hotswap.watchdog.health import Signal
 _DIED = re.compile(r"\binstance [ab] (?:died|is stopped|has ended|does not run)\b|\bovs-vswitchd has ended\b")
 EVENTS = (
     "failover", "rings", "failover-uplink", "uplink", "standby", "standby-died", "database", "start-failed", "restart",
+    "flows-lost",
     "uplink-back", "uplink-restored", "gave-up", "not-parked", "trial", "quarantine", "trial-ended", "next-hop",
     "next-hop-fault", "nics",
 )  # fmt: skip

@@ -62,7 +62,7 @@ def ask(machine: Machine, *words: str) -> Any:
 
 
 def install_units(machine: Machine) -> None:
-    """As docs/hosts.md says, with the package's units as they are in a checkout."""
+    """Do what docs/hosts.md says, with the units of this checkout."""
     blocks = re.findall(r"^```\n(.*?)^```$", (REPOSITORY / "docs/hosts.md").read_text(), re.DOTALL | re.MULTILINE)
     (block,) = [block for block in blocks if "hosts.conf" in block]
     machine.run(["sh", "-c", f"install -m 644 {PREFIX}/src/systemd/*.service /etc/systemd/system/"])

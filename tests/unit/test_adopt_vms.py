@@ -77,7 +77,9 @@ class Bed:
             host=host, old=Side.A, new=Side.B, leave_out=left_out, without=lambda names: "leave out"
         )
         run = SimpleNamespace(
-            facts=self.facts, remember=self.facts.update, progress=lambda text, item, **_: self.said.append(item)
+            remember=self.facts.update,
+            progress=lambda text, item, **_: self.said.append(item),
+            remember_entries=lambda name, entries: self.facts.setdefault(name, {}).update(entries),
         )
         module.adopt_vms(cast(Upgrade, context), cast(StepContext, run))
 

@@ -456,7 +456,7 @@ def test_a_tree_release_runs_in_the_namespace_with_mounts_of_its_own() -> None:
 
 
 def test_mount_points_outside_run_and_tmp_are_made_in_the_tree(tmp_path: Path) -> None:
-    """Whoever starts the instance makes them, because its unit cannot write there."""
+    """The process that starts the instance makes them, because its unit cannot write there."""
     tree = replace(TREE, root=str(tmp_path))
     launch.make_places(tree, [Path("/run/x"), Path("/tmp/y"), Path("/var/lib/vms"), Path("/srv/z")])
     assert sorted(str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*")) == [
