@@ -60,6 +60,9 @@ class Bed:
         self.direct.remove(name)
         return SimpleNamespace(stopped_s=0.01)
 
+    def _facts_of(self, name: str) -> dict[str, object]:
+        return cast("dict[str, object]", self.facts.get(name, {}))
+
     def _log_everything(self, *_: object) -> LogSettings:
         self.log.append("all")
         return LogSettings("info")
@@ -79,7 +82,7 @@ class Bed:
         run = SimpleNamespace(
             remember=self.facts.update,
             progress=lambda text, item, **_: self.said.append(item),
-            remember_entries=lambda name, entries: self.facts.setdefault(name, {}).update(entries),
+            remember_entries=lambda name, entries: self.facts.update({name: self._facts_of(name) | entries}),
         )
         module.adopt_vms(cast(Upgrade, context), cast(StepContext, run))
 
