@@ -16,6 +16,8 @@ from ovs_hotswap.switch.ovsdb import ROOT_TABLES
 from ovs_hotswap.switch.paths import read_record
 from ovs_hotswap.system import files
 
+_FRESH_S = 180.0  # what a watchdog keeps is younger
+
 
 def keep(host: Host, side: Side) -> None:
     """Write the pipelines of an instance to a file. Raises SwitchError, HostError."""
@@ -67,6 +69,8 @@ def _give_back(host: Host, side: Side) -> list[str]:
     except (HostError, ValueError) as error:
         return [f"{host.config.flows_file(side)}: {error}"]
     kept = {} if found is None else found[1]
+    if kept and (age := host.system.wall() - _written(host, side)) > _FRESH_S:
+        lacking.append(f"the flows are those of {age / 60:.0f} minutes ago, when they were last read")
     for name in kept_bridges(rows):
         try:
             if name not in kept:
@@ -77,6 +81,12 @@ def _give_back(host: Host, side: Side) -> list[str]:
     if kept and (record := read_record(paths.record)) is not None:  # they are this process's from now on
         host.system.write_atomic(host.config.flows_file(side), to_json(record.started, kept).decode())
     return lacking
+
+
+def _written(host: Host, side: Side) -> float:
+    path = host.config.flows_file(side)
+    with files(path):
+        return path.stat().st_mtime
 
 
 def _read(host: Host, side: Side) -> tuple[float, dict[str, Pipeline]] | None:

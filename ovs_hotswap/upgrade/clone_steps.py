@@ -17,7 +17,7 @@ from ovs_hotswap.backends import refuse_kept
 from ovs_hotswap.clone import state as run_time
 from ovs_hotswap.clone.database import bring
 from ovs_hotswap.errors import HotswapError, SwitchError
-from ovs_hotswap.host import boot_database
+from ovs_hotswap.host import boot_database, kept_flows
 from ovs_hotswap.host.standby import await_vm_ports, park_each
 from ovs_hotswap.model import Severity
 from ovs_hotswap.plan.executor import Plan, ReversibleStep, State, Step, StepContext
@@ -289,11 +289,16 @@ class CloneSoak(Step[Upgrade]):
 
 
 class RecordClone(RecordActive):
-    """From here on a boot starts with the new instance's database."""
+    """From here on a boot starts with the new instance's database, and an instance that is started again gets the flows
+    of now, until a watchdog keeps later ones."""
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         super().do(context, run)
         boot_database.lead_to(context.host.config, context.new)
+        try:
+            kept_flows.keep(context.host, context.new)
+        except HotswapError as error:
+            run.warn(f"if instance {context.new} ends now, its flows are lost: {error.message}")
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
         super().undo(context, run)
