@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ovs_hotswap.clone import database
 from ovs_hotswap.clone.dumps import Pipeline, parse_flows
 from ovs_hotswap.clone.kept_pipelines import from_json, to_json
 from ovs_hotswap.config import Config
@@ -61,7 +62,7 @@ class Bed:
                 bed.done += [f"{key} {value}" for key, value in values.items()]
 
         monkeypatch.setattr(kept_flows, "BridgePipeline", Bridge)
-        monkeypatch.setattr(kept_flows.database, "read", lambda _paths: type("Contents", (), {"rows": rows(br1="c")}))
+        monkeypatch.setattr(database, "read", lambda _paths: type("Contents", (), {"rows": rows(br1="c")}))
         monkeypatch.setattr(type(self.host.instances[Side.B]), "database", lambda *_, **__: Database())
         monkeypatch.setattr(
             type(self.host.cloning.well_known), "lead_to", lambda *_: self.done.append("well-known paths")
