@@ -16,6 +16,7 @@ from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.standby import await_polled, enabled_pairs
 from ovs_hotswap.model import Side
 from ovs_hotswap.plan.executor import StepContext
+from ovs_hotswap.switch.answering import see_going
 from ovs_hotswap.upgrade.move_vms import deliver
 from ovs_hotswap.upgrade.situation import Upgrade
 
@@ -111,6 +112,7 @@ def _adopt_row(context: Upgrade, run: StepContext, names: Sequence[str], count: 
 def _prepare(context: Upgrade, name: str) -> Snapshot | None:
     """Prepare one VM. Returns nothing for one that has to be looked at again when its turn comes."""
     host = context.host
+    see_going(host.instances[context.new])  # the broker would wait for seconds for one that has died
     try:
         return prepare(host.broker, name, host.instances[context.old].paths, context.new, host.system)
     except (TryAgain, NotServed):
@@ -138,6 +140,7 @@ def clean_up_after(context: Upgrade, run: StepContext) -> None:
 def _adopt(context: Upgrade, run: StepContext, name: str, prepared: Snapshot | None) -> float:
     """Take one VM over, and return for how many milliseconds its QEMU stood still. Raises NotServed, SwitchError."""
     host, new, paths = context.host, context.new, context.host.instances[context.old].paths
+    see_going(host.instances[new])
     ready = partial(_see_received, host, new, name)
     try:
         done = adopt(host.broker, name, paths, new, host.system, ready=ready, prepared=prepared)

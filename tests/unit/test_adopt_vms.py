@@ -10,7 +10,7 @@ import pytest
 
 from ovs_hotswap.adopt.log_settings import LogSettings
 from ovs_hotswap.errors import NotServed, StateUnknown, SwitchError, TryAgain
-from ovs_hotswap.model import Side
+from ovs_hotswap.model import Life, Side
 from ovs_hotswap.plan.executor import StepContext
 from ovs_hotswap.upgrade import adopt_vms as module
 from ovs_hotswap.upgrade.situation import Upgrade
@@ -31,6 +31,8 @@ class Bed:
         self.taken: list[str] = []
         self.said: list[str] = []
         self.facts: dict[str, object] = {}
+        self.life = Life.RUNS  # of the new instance
+        self.lives_until: dict[str, Life] = {}  # what becomes of it when a VM is taken over
         self.log: list[str] = []
         self.now = 0.0
         monkeypatch.setattr(module, "unadopted", lambda host: [SimpleNamespace(name=name) for name in self.direct])
@@ -53,6 +55,7 @@ class Bed:
         return [name for name in names if name in self.unpolled]
 
     def _adopt(self, client: object, name: str, *_: object, prepared: object, **__: object) -> object:
+        self.life = self.lives_until.pop(name, self.life)
         if self.fails.get(name):
             raise self.fails[name].pop(0)
         self.acts.append(f"adopt {name}" if prepared == f"snapshot of {name}" else f"adopt {name} again")
@@ -73,7 +76,8 @@ class Bed:
     def run(self, *left_out: str) -> None:
         system = SimpleNamespace(monotonic=lambda: self.now, sleep=self._sleep)
         host = SimpleNamespace(
-            instances={Side.A: SimpleNamespace(paths=None)}, system=system, broker=None, port_of=lambda name: None,
+            instances={Side.A: SimpleNamespace(paths=None),
+                       Side.B: SimpleNamespace(side=Side.B, life=lambda: self.life)}, system=system, broker=None, port_of=lambda name: None,
             config=SimpleNamespace(upgrade=SimpleNamespace(ready_s=READY_S)),
         )  # fmt: skip
         context = SimpleNamespace(
@@ -116,6 +120,20 @@ def test_one_that_cannot_be_prepared_is_a_reason_before_any_is_moved(monkeypatch
         bed.run()
     assert bed.acts == ["prepare vm1", "cancel vm1"]
     assert bed.log == ["all", "as before"]
+
+
+def test_a_new_instance_that_has_died_is_noticed_before_the_broker_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After the cut all VMs depend on it."""
+    bed = Bed(monkeypatch, "vm1", "vm2", "vm3")
+    bed.lives_until["vm1"] = Life.DEAD
+    with pytest.raises(SwitchError, match="instance b"):
+        bed.run()
+    assert bed.taken == ["vm1"]
+    with pytest.raises(SwitchError, match="instance b"):
+        bed.run()
+    assert [act for act in bed.acts if act.startswith("prepare")] == ["prepare vm1", "prepare vm2", "prepare vm3"]
 
 
 def test_without_any_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
