@@ -75,10 +75,10 @@ class Bed:
 
     def run(self, *left_out: str) -> None:
         system = SimpleNamespace(monotonic=lambda: self.now, sleep=self._sleep)
+        new = SimpleNamespace(side=Side.B, life=lambda: self.life)
         host = SimpleNamespace(
-            instances={Side.A: SimpleNamespace(paths=None),
-                       Side.B: SimpleNamespace(side=Side.B, life=lambda: self.life)}, system=system, broker=None, port_of=lambda name: None,
-            config=SimpleNamespace(upgrade=SimpleNamespace(ready_s=READY_S)),
+            instances={Side.A: SimpleNamespace(paths=None), Side.B: new}, system=system, broker=None,
+            port_of=lambda name: None, config=SimpleNamespace(upgrade=SimpleNamespace(ready_s=READY_S)),
         )  # fmt: skip
         context = SimpleNamespace(
             host=host, old=Side.A, new=Side.B, leave_out=left_out, without=lambda names: "leave out"
