@@ -7,7 +7,7 @@ BACKEND ?= $(or $(ROAD),broker)
 # Where `make packages` unpacks what it built, for what needs it without installing it.
 export OVS_HOTSWAP_PACKAGES ?= $(CURDIR)/build/packages/root/opt/ovs-hotswap
 .DEFAULT_GOAL := help
-.PHONY: help setup test-setup venv test-venv test-trees demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover bench-window bench-hosts bench-fleet soak soak-cuts soak-packages soak-uplinks soak-hosts neutron faults guests packages-setup packages packages-qemu packages-check lock man fuzz lint clean
+.PHONY: help setup test-setup venv test-venv test-trees demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover bench-window bench-flowlog bench-hosts bench-fleet soak soak-cuts soak-packages soak-uplinks soak-hosts flowlog neutron faults guests packages-setup packages packages-qemu packages-check lock man fuzz lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -57,6 +57,9 @@ soak-uplinks: setup test-setup ## ROUNDS=10 upgrades and ways back for each driv
 soak-hosts: setup test-setup ## ROUNDS=10 hosts of each kind that others program: an upgrade and back under traffic, each packet counted; then kills at every step (root)
 	OVS_HOTSWAP_STOCK_ROUNDS=$(or $(ROUNDS),10) $(BIN)/pytest -s tests/integration/test_stock_host.py tests/integration/test_stock_upgrade.py tests/integration/test_stock_libvirt.py tests/integration/test_stock_docs.py tests/integration/test_stock_neutron.py $(wildcard tests/integration/test_stock_strikes*.py)
 
+flowlog: setup test-setup ## the flow log with real collectors: an upgrade and back, a failover (root)
+	OVS_HOTSWAP_FLOWLOG=1 $(BIN)/pytest tests/integration/test_flowlog.py
+
 neutron: setup test-setup ## a host with the own server and agent of Neutron: an upgrade and back under traffic (root)
 	tools/neutron.sh $(CURDIR)/build/neutron
 	OVS_HOTSWAP_NEUTRON=$(CURDIR)/build/neutron $(BIN)/pytest -s tests/integration/test_stock_neutron.py
@@ -92,6 +95,9 @@ bench-takeover: setup ## this version's broker takes over from another version's
 
 bench-window: setup ## what a frame costs inside a window against outside: the overlay's window and wire mode (root)
 	$(BIN)/python -m bench window --report window-report.json
+
+bench-flowlog: setup ## what the flow log costs: cycles and latency of a frame, and exporting many flows at once (root)
+	$(BIN)/python -m bench flowlog --report flowlog-report.json
 
 bench-hosts: setup ## take over 30 and 64 VMs of a running switch that others program, beside a reconnect and a restart (root)
 	$(BIN)/python -m bench hosts --report hosts-report.json

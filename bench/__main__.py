@@ -10,6 +10,7 @@ from bench import (
     failover,
     fleet,
     floods,
+    flowlog,
     forwarding,
     hosts,
     kinds,
@@ -31,7 +32,7 @@ BENCHMARKS = {
     "moves": moves, "failover": failover, "scale": scale, "soak": soak, "alternatives": alternatives, "phases": phases,
     "forwarding": forwarding, "floods": floods, "kinds": kinds, "modes": modes, "takeover": takeover, "fleet": fleet,
     "report": report, "window": window_cost,
-    "hosts": hosts,
+    "hosts": hosts, "flowlog": flowlog,
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from ovs_hotswap.backends import BackendMode
+from ovs_hotswap.config_flowlog import FlowLogConfig
 from ovs_hotswap.config_uplink import DeviceName, UplinkConfig
 from ovs_hotswap.mac import Mac
 from ovs_hotswap.model import RELEASE_NAME, Side
@@ -29,7 +30,8 @@ DEFAULT_OVERLAY = Path("/etc/ovs-hotswap/overlay.toml")
 OWN_NAMES = (
     *Side, "vhost", "active", "peer.sock", "upgrade.lock", "broker.sock", "successor.sock", "broker.lock", "broker.pid",
     "broker.log", "supervisor.pid", "quarantine.json", "standby.json", "watch.json", "watch.lock",
-    "announced.json", "jobs", "stock.json", "metrics.json", "metrics.lock",
+    "announced.json", "jobs", "stock.json", "metrics.json", "metrics.lock", "flowlog.json",
+    "flowlog-templates.json", "flowlog.lock",
     *(f"{kind}-{side}.json" for kind in ("order", "fault", "flows") for side in Side),
 )  # fmt: skip
 """Names in ``run_dir`` that ovs-hotswap itself uses."""
@@ -293,6 +295,7 @@ class Config(Strict):
     uplink: UplinkConfig = UplinkConfig()
     upgrade: UpgradeConfig = UpgradeConfig()
     watch: WatchConfig = WatchConfig()
+    flowlog: FlowLogConfig = FlowLogConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -333,6 +336,9 @@ class Config(Strict):
             raise ValueError('backend: with program = "clone" it must be "broker"')
         if self.watch.keeps_standby:
             raise ValueError('watch.mode: with program = "clone" it must be "restart" or "off": no standby is kept')
+        if self.flowlog.on:
+            raise ValueError('flowlog.collectors: with program = "clone" there may be none: the bridges export what '
+                             "those who program them say, and the new instance exports the same")  # fmt: skip
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,8 @@ from typing import Any
 from ovs_hotswap.config import Config
 
 Values = Mapping[str, Any]
+FOLLOWED = ("flowlog.",)
+"""The beginnings of keys that what runs follows by itself (``config_follower``), so that they never differ for long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,5 +40,5 @@ def _values(table: Values, prefix: str) -> Iterator[tuple[str, Any]]:
 
 def changes(in_use: Values, configured: Values) -> list[Change]:
     """Compare the ``values`` of two configurations. Keys that only one version of this program knows are ignored."""
-    both = sorted(in_use.keys() & configured.keys())
+    both = sorted(key for key in in_use.keys() & configured.keys() if not key.startswith(FOLLOWED))
     return [Change(key, in_use[key], configured[key]) for key in both if in_use[key] != configured[key]]

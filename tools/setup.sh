@@ -5,7 +5,7 @@
 #           installs Open vSwitch for the first time, a policy-rc.d file keeps the package from starting its own
 #           switch; it is enabled for the next boot as the package wants it. A switch that is already installed is
 #           left alone: neither stopped nor disabled. The same file keeps what only tests need (OpenSSH's server, OVN,
-#           libvirt and Prometheus) from being started when it is installed for the first time; then its services are disabled, too.
+#           libvirt, Prometheus and nfdump) from being started when it is installed for the first time; then its services are disabled, too.
 # venv      makes .venv with this package (editable) and its tools, anew when setup.cfg changed.
 # test-packages, test-venv  add what the tests need besides: test-packages.txt, and Ansible and a browser's driver in
 #           .venv.
@@ -57,16 +57,17 @@ install_packages() {
     say "installing" $missing
     export DEBIAN_FRONTEND=noninteractive
     apt-get -q -o DPkg::Lock::Timeout=300 update
-    no_sshd= no_ovn= no_libvirt= no_prometheus=
+    no_sshd= no_ovn= no_libvirt= no_prometheus= no_nfdump=
     [ -e /usr/sbin/sshd ] || no_sshd=yes
     [ -e /usr/bin/ovn-controller ] || no_ovn=yes
     [ -e /usr/sbin/libvirtd ] || no_libvirt=yes
     [ -e /usr/bin/prometheus ] || no_prometheus=yes
-    if [ ! -e "$POLICY" ] && { [ ! -e /usr/sbin/ovs-vswitchd ] || [ -n "$no_sshd$no_ovn$no_libvirt$no_prometheus" ]; }; then
+    [ -e /usr/bin/nfcapd ] || no_nfdump=yes
+    if [ ! -e "$POLICY" ] && { [ ! -e /usr/sbin/ovs-vswitchd ] || [ -n "$no_sshd$no_ovn$no_libvirt$no_prometheus$no_nfdump" ]; }; then
         trap remove_policy EXIT
         trap 'exit 130' HUP INT TERM
         # invoke-rc.d(8): 101 means "not allowed"; the first argument is the service.
-        printf '#!/bin/sh\n%s\ncase "$1" in openvswitch*|ovs-*|ovsdb-*|ovn-*|libvirt*|virtlo*|ssh*|prometheus*) exit 101 ;; esac\nexit 0\n' "$POLICY_MARK" \
+        printf '#!/bin/sh\n%s\ncase "$1" in openvswitch*|ovs-*|ovsdb-*|ovn-*|libvirt*|virtlo*|ssh*|prometheus*|nfdump*) exit 101 ;; esac\nexit 0\n' "$POLICY_MARK" \
             >"$POLICY"
         chmod 755 "$POLICY"
     fi
@@ -87,6 +88,9 @@ install_packages() {
     fi
     if [ -n "$no_prometheus" ] && [ -e /usr/bin/prometheus ]; then
         systemctl --quiet disable prometheus.service 2>/dev/null || true
+    fi
+    if [ -n "$no_nfdump" ] && [ -e /usr/bin/nfcapd ]; then
+        systemctl --quiet disable nfdump.service 2>/dev/null || true
     fi
     installed=yes
 }

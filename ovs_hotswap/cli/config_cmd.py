@@ -197,6 +197,29 @@ representor_b = "eno1_1"
 # After so many deaths and failed starts of instances within so many seconds, no standby is started any longer.
 # crash_limit = 5
 # crash_window_s = 600
+
+# The flow log: what VMs send and are given, exported by IPFIX (docs/flowlog.md). A change is followed by the watchdog,
+# or by `ovs-hotswap overlay apply`. Not for program = "clone".
+[flowlog]
+# Where the records are sent, by UDP, such as ["192.0.2.20:4739", "[2001:db8::20]:4739"]. Without any it is off.
+# collectors = []
+
+# The VMs that are logged; all if there are none.
+# vms = []
+
+# One packet of so many is looked at, and counts for as many. With 1 every packet is, which costs several times the
+# processor time of forwarding it (docs/flowlog.md).
+# sampling = 100
+
+# The number of this host in its records. By default the last 32 bits of its VTEP's address, as a number.
+# observation_domain = 1
+
+# After so many seconds a flow's counts are exported. If an instance dies, as many are missing at most.
+# export_s = 10
+
+# The most flows whose counts an instance holds. If there are more, the oldest ones are exported earlier. While it
+# exports all of them at once, packets that are looked at wait: 5 us for each flow.
+# cache_flows = 1024
 """
 
 

@@ -50,6 +50,7 @@ COMMANDS = {
     "broker": Lazy(f"{_CLI}.broker_cmd:broker", "Run the broker between QEMU and the instances.", _HOST),
     "watch": Lazy(f"{_CLI}.watch_cmd:watch", "Keep a standby that takes over when the active dies.", _HOST),
     "metrics": Lazy(f"{_CLI}.metrics_cmd:metrics", "Export metrics to Prometheus.", _HOST),
+    "flowlog": Lazy(f"{_CLI}.flowlog_cmd:flowlog", "Export what VMs send and are given, by IPFIX.", _HOST),
     "uplink": Lazy(f"{_CLI}.uplink_cmd:uplink", "Show the uplink, and try a NIC for it.", _HOST),
     "adopt": Lazy(f"{_CLI}.adopt_cmd:adopt", "Put VMs of a running switch under the broker.", _HOST),
     "release-vms": Lazy(f"{_CLI}.adopt_cmd:release_vms", "Give VMs back to a plain switch, without a broker.", _HOST),

@@ -13,6 +13,7 @@ from typing import Any
 from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.config import Config, Program
 from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.flowlog import look as flowlog
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.switch.instance import State
@@ -70,11 +71,14 @@ def look_with_reasons(host: Host) -> tuple[Document, dict[str, str]]:
         "last": tried("last", partial(_last, upgrader)),
         "watch": watch,
         "broker": None,
+        "flowlog": None,
     }
     if broker and "vms" in unknown:
         unknown["broker"] = unknown["vms"]  # the broker is not asked twice: each question may take its whole time
     elif broker:
         document["broker"] = tried("broker", lambda: host.broker.status().document())
+    if host.config.flowlog.on:
+        document["flowlog"] = tried("flowlog", lambda: flowlog.look(host))
     document["unknown"] = list(dict.fromkeys(unknown.values()))
     document["unknown_fields"] = list(unknown)
     document["problems"] = [asdict(each) for each in _problems_of(document, host.config)]
@@ -130,7 +134,8 @@ def problems(document: Document, *, steered: bool) -> list[Problem]:
     """The problems that a document shows. ``steered``: whether ovs-hotswap steers the uplink."""
     found = [*_of_instances(document), *(_of_uplink(document) if steered else ()), *_of_vms(document)]
     found += [*_of_upgrade(document), *_of_watch(document), *_of_broker(document)]
-    return found
+    logged = document["flowlog"] or {"problems": []}
+    return found + [Problem("flow log", each["text"], each["hint"]) for each in logged["problems"]]
 
 
 def _of_instances(document: Document) -> Iterator[Problem]:
@@ -243,6 +248,8 @@ def lines(document: Document) -> list[Line]:
     found += [_vm_line(document), *_watch_lines(document["watch"])]
     if document["broker"] is not None:
         found.append(("broker", f"{document['broker']['version']}, process {document['broker']['pid']}"))
+    if (logged := document["flowlog"]) is not None:
+        found.append(("flow log", f"1 of {logged['sampling']} packets, to {', '.join(_collectors(logged))}"))
     if (unfinished := document["unfinished"]) is not None:
         found.append(("journal", f"an unfinished {unfinished['kind']} ({unfinished['phase']}); "
                       "`ovs-hotswap resume` or `ovs-hotswap rollback`"))  # fmt: skip
@@ -257,6 +264,10 @@ def lines(document: Document) -> list[Line]:
         hint = f"; {each['hint']}" if each["hint"] else ""
         found.append(("problem", f"{each['about']}: {each['text']}{hint}"))
     return found + [("unknown", text) for text in document["unknown"]]
+
+
+def _collectors(logged: Document) -> list[str]:
+    return [each["collector"] for each in logged["collectors"]]
 
 
 def _vm_line(document: Document) -> Line:

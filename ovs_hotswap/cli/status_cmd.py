@@ -39,8 +39,8 @@ def status(app: App, watch: bool, interval: float) -> None:
     With --json: {"active", "uplink", "instances": [...], "packet_pools": {side: [{"node", "buffers", "in_use",
     "buffer_bytes"}]}, "vms": {"total", "connected", "owners": {side: n}, "quarantined": {vm: text},
     "unprotected": [vm]}, "unfinished": {"kind", "phase", "parameters", "failure", "rebooted"} or null,
-    "last": {...} or null, "watch": {...}, "broker": {...} or null, "problems": [{"about", "text", "hint"}],
-    "unknown": [text], "unknown_fields": [name]}.
+    "last": {...} or null, "watch": {...}, "broker": {...} or null, "flowlog": {...} or null,
+    "problems": [{"about", "text", "hint"}], "unknown": [text], "unknown_fields": [name]}.
 
     \b
     Example:

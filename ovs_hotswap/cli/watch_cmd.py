@@ -48,7 +48,7 @@ def run(app: App, log_level: str) -> None:
         sd_notify.notify("READY=1")  # so that its end is not a failure of its unit
         app.output.line('the watchdog is off: watch.mode = "off"')
         return
-    watchdog = Watchdog(app.config, app.system)
+    watchdog = Watchdog(app.config, app.system, app.config_path)
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:  # a shell's script ignores SIGINT in what it starts with `&`
             signal.signal(number, watchdog.on_signal)

@@ -8,6 +8,7 @@ from typing import Protocol
 from ovs_hotswap.config import Config
 from ovs_hotswap.host import uplink_ports
 from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.flow_samples import sampled
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.overlay.tables import Form, Table, Voice, lines, render
 from ovs_hotswap.switch.openflow import OpenFlow
@@ -47,7 +48,8 @@ def tables(host: Configured, side: Side, form: Form, live: Sequence[int] | None 
     it cannot be read which side that is."""
     config, own = host.config, host.intent.with_mac(mac(host.config, host.intent, side))
     ports = uplink_ports.ports(config, range(len(config.uplink.nics)) if live is None else live)
-    return render(own, form, ports, whole_nic=not config.uplink.both_open, voice=_voice(host, side))
+    found = render(own, form, ports, whole_nic=not config.uplink.both_open, voice=_voice(host, side))
+    return sampled(found, own, config.flowlog)
 
 
 def _voice(host: Configured, side: Side) -> Voice | None:

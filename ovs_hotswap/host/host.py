@@ -33,6 +33,7 @@ from ovs_hotswap.qemu.monitor import Monitors
 from ovs_hotswap.switch import threads
 from ovs_hotswap.switch.answering import see_answering, see_going
 from ovs_hotswap.switch.datapath import DatapathPort, await_ports, ports, ports_with_mtus, put_ports
+from ovs_hotswap.switch.flow_log import put as put_flow_log
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.switch.memif import memif_spec
 from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, PacketPool, Reservation, limited, reserve
@@ -344,6 +345,7 @@ class Host:
             database.set_other_config(REQUIRED_OTHER_CONFIG)
             look = partial(ports_with_mtus, instance.paths)
             put_ports(database, look, spec, self.config.upgrade.ready_s, instance.paths.log)
+        put_flow_log(instance.paths.db_socket, self.config.bridge, self.config.flowlog)
 
     def reshaped(self, side: Side) -> list[str]:
         """The ports of a running side that ``program_database`` would reconfigure while packets pass through them."""

@@ -7,7 +7,7 @@ import logging
 
 from ovs_hotswap.config import Active, Program
 from ovs_hotswap.errors import BusyError, HotswapError, SwitchError
-from ovs_hotswap.host import kept_flows, settings_transfer, standby
+from ovs_hotswap.host import flow_log, kept_flows, settings_transfer, standby
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.scheduling import in_background
 from ovs_hotswap.model import Release, Side
@@ -29,6 +29,7 @@ def stop_for_good(host: Host, side: Side) -> None:
         with contextlib.suppress(HotswapError):  # it is dead or hangs; then the settings that were kept before stay
             settings_transfer.keep(host, side, _KEEP_S)
         host.forget_active()
+    flow_log.flush(host, side)
     try:
         host.instances[side].stop()
     except BaseException:

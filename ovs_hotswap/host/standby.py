@@ -21,7 +21,7 @@ from typing import Any
 from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.config import Config, Program
 from ovs_hotswap.errors import BrokerError, BusyError, SwitchError
-from ovs_hotswap.host import settings_transfer, uplink_ports
+from ovs_hotswap.host import flow_log, settings_transfer, uplink_ports
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.memory_checks import too_small
 from ovs_hotswap.host.scheduling import in_background, make_ready
@@ -176,6 +176,7 @@ def end_standby(host: Host, side: Side) -> None:
         unpark_each(host, side, [vm.name for vm in host.backends.vms(read=False)])
     if host.recorded_active() is side:
         raise BusyError(f"instance {side} has just become the active one")
+    flow_log.flush(host, side)
     host.instances[side].stop()
     forget(host.config)
 

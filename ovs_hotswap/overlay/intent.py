@@ -18,6 +18,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ovs_hotswap import config_rules
 from ovs_hotswap.config import Config, Program
+from ovs_hotswap.config_flowlog import FlowLogConfig
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.mac import Mac
 from ovs_hotswap.overlay.ports import FIRST_VM_PORT, LAST_VM_PORT
@@ -40,6 +41,7 @@ from ovs_hotswap.toml_file import Strict, load_toml, refuse
 FLOOD_BYTES = 65_000
 FLOOD_BYTES_PER_VTEP = 88
 FLOOD_BYTES_PER_VM = 32
+FLOOD_BYTES_PER_SAMPLE = 92  # of the flow log, for each VM that is logged (xlate_sample_action)
 
 ETHERNET_MTU = 1500  # the MTU that a switch gives to a port that has none of its own
 IPV6_MTU = 1280  # the least that every link of IPv6 has (RFC 8200, section 5)
@@ -234,6 +236,7 @@ def load_intent(path: Path, config: Config | None = None) -> Intent:
     if config is not None:
         faults = config_rules.sockets(config, [vm.name for vm in intent.vms])
         refuse(path, [(f"vm[{number}].name", text) for number, text in faults], example)
+        refuse(path, [("vm", text) for text in _logged_floods(intent, config.flowlog)], example)
     return intent
 
 
@@ -426,6 +429,19 @@ def _flood_faults(intent: Intent) -> Iterator[InitErrorDetails]:
                 " split the VNI"
             )
             yield _fault(("remote",), text)
+
+
+def _logged_floods(intent: Intent, flow_log: FlowLogConfig) -> Iterator[str]:
+    """Check that a broadcast can still be copied to every VM if each copy is looked at for the flow log."""
+    vms = Counter(vm.vni for vm in intent.vms)
+    logged = Counter(vm.vni for vm in intent.vms if flow_log.logs(vm.name))
+    vteps = Counter(vni for vni, _ in {(remote.vni, remote.vtep) for remote in intent.remotes})
+    for vni, count in sorted(logged.items()):
+        rest = FLOOD_BYTES - vms[vni] * FLOOD_BYTES_PER_VM - vteps[vni] * intent.vtep.flood_bytes
+        if count * FLOOD_BYTES_PER_SAMPLE > rest:
+            most = max(rest, 0) // FLOOD_BYTES_PER_SAMPLE
+            yield (f"VNI {vni} has {count} VMs in the flow log, and a broadcast can be copied to all and logged for "
+                   f"{most} at most; name fewer in flowlog.vms, or split the VNI")  # fmt: skip
 
 
 _CHECKS = (_vm_faults, _remote_faults, _link_faults, _neighbour_faults, _route_faults, _reach_faults, _flood_faults)

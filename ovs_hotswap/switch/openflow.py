@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovs_hotswap.errors import CommandError, SwitchError
+from ovs_hotswap.overlay.flow_samples import COLLECTOR_SET
 from ovs_hotswap.overlay.tables import Kind, cookie, cookie_kind, cookie_name
 from ovs_hotswap.system import Completed, System
 
@@ -239,7 +240,9 @@ _ACTION_RULES = (
           "limit the rate of the port: `ingress_policing_rate` or QoS"),
     _rule(r"(?:^|[,(])enqueue[:(]", "enqueue picks a queue of one port and has no form for the peer link",
           "use set_queue and output"),
-    _rule(r"(?:^|[,(])sample\(", "sample() exports packets to a collector, from both instances",
+    # The flow log's own are where each packet passes on one of the two instances.
+    _rule(rf"(?:^|[,(])sample\((?![^)]*\bcollector_set_id={COLLECTOR_SET}\b)",
+          "sample() exports packets to a collector, from both instances",
           "sample on the ports: IPFIX of the bridge, or sFlow"),
     _rule(r"(?:^|[,(])fin_timeout\(", "fin_timeout shortens the flow's life on one instance only", "leave it out"),
 )  # fmt: skip

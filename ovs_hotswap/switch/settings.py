@@ -164,7 +164,7 @@ class _Reader:
                 if port in rows[PORT]:
                     yield from self._port(rows[PORT][port])
             for row in rows.get(SETS, {}).values():
-                if row["bridge"] == uuid:
+                if row["bridge"] == uuid and not owned.is_marked(row.get("external_ids", {})):
                     yield Key(SETS, str(row["id"]), "", ""), self._nested(SETS, row, {"bridge"})
 
     def _root(self) -> Iterator[tuple[Key, Any]]:

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Collection
 
 from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError, UplinkError
-from ovs_hotswap.host import settings_transfer
+from ovs_hotswap.host import flow_log, settings_transfer
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.scheduling import in_background, low, make_ready
 from ovs_hotswap.host.standby import (
@@ -89,6 +89,7 @@ class StartStandby(ReversibleStep[Upgrade]):
             _record_at_least_now(context, run, context.new)
             run.progress(f"instance {context.old} died: instance {context.new} serves its VMs and stays")
         elif not run.fact("was_running", bool) or context.host.instances[context.new].lacks_database():
+            _flush(context, run, context.new)
             context.host.instances[context.new].stop(keep_log=True)
 
     def state(self, context: Upgrade, run: StepContext) -> State:
@@ -107,11 +108,13 @@ class ProgramDatabase(Step[Upgrade]):
             _carry_settings(context, run)
 
     def state(self, context: Upgrade, run: StepContext) -> State:
-        """Whether every port is there. The step is not simply repeated, because it would remove the peer link."""
+        """Whether every port is there, and what comes after them. The step is not simply repeated, because it would
+        remove the peer link."""
         host, side = context.host, context.new
         with host.instances[side].database() as database:
             present = {name for name, status in database.interfaces().items() if (status.ofport or 0) > 0}
-        return _done(present >= {port.name for port in host.bridge_spec(side).ports})
+        every = present >= {port.name for port in host.bridge_spec(side).ports}
+        return _done(every and not flow_log.lacking(host, side))
 
 
 def _carry_settings(context: Upgrade, run: StepContext) -> None:
@@ -400,6 +403,8 @@ class Retire(Step[Upgrade]):
         see_served(context, run)
         if context.runs(context.old):
             see_uplink(host, context.new)
+        if not context.keep_old:
+            _flush(context, run, context.old)  # before the last look at the new instance, as it may take seconds
         names = [vm.name for vm in host.backends.vms(read=False)]
         unpark_each(host, context.old, names)
         if context.keep_old:
@@ -420,6 +425,22 @@ class Retire(Step[Upgrade]):
         return _done(not context.runs(context.old) or (record is not None and record.side is context.old))
 
 
+def _flush(context: Upgrade, run: StepContext, side: Side) -> None:
+    """Have an instance that is about to end export what it holds of the flow log, and warn of what may be missing."""
+    if not context.host.config.flowlog.on:
+        return
+    missing = flow_log.flush(context.host, side)
+    run.remember(flow_log=missing)
+    if missing:
+        run.warn(missing)
+
+
+def exported(facts: Facts, side: Side) -> list[Finding]:
+    """Report that an instance that was ended had exported what it held. If it had not, that was a warning already."""
+    found = Finding("flow log", Severity.OK, f"instance {side} has exported all that it held")
+    return [found] if facts.get("flow_log") == "" else []
+
+
 class Postcheck(Step[Upgrade]):
     name = "postcheck"
     description = "check ports, tables, rings and the log"
@@ -429,6 +450,7 @@ class Postcheck(Step[Upgrade]):
         host, seen = context.host, collect.log_end(context.host, context.new)
         findings = collect.postcheck(host, context.new, _SAMPLE_S, _log_end(run), baseline.known(run))
         findings += settings_transfer.compared(host, from_json(run.facts.get("settings")), context.new)
+        findings += exported(run.facts, context.old)
         # A resumed upgrade does not report the settings again.
         run.remember(**_log_facts(seen), settings=[], postchecks=kept_checks(findings))
         for finding in checks.verdict(findings, SwitchError):

@@ -12,11 +12,13 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
 from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.config import Config, Program
 from ovs_hotswap.config_changes import values
+from ovs_hotswap.config_follower import ConfigFollower
 from ovs_hotswap.errors import BrokerError, BusyError, HotswapError, StateUnknown
 from ovs_hotswap.host import scheduling, standby
 from ovs_hotswap.host.host import Host
@@ -354,8 +356,9 @@ class Guard:
 class Watchdog:
     """The daemon. ``run`` returns after a signal handler or another thread has called ``stop``."""
 
-    def __init__(self, config: Config, system: System) -> None:
-        self._config, self._system = config, system
+    def __init__(self, config: Config, system: System, path: Path | None = None) -> None:
+        """``path``: the configuration file, of which the flow log is followed."""
+        self._config, self._system, self._path = config, system, path
         self._stop = threading.Event()
         self._process = os.getpid()
 
@@ -392,7 +395,8 @@ class Watchdog:
                 sd_notify.notify("STOPPING=1")
 
     def _keeper(self, board: status_file.StatusFile) -> Keeper:
-        return Keeper(lambda: Host(self._config, self._system), board)
+        follower = ConfigFollower(self._config, self._path)
+        return Keeper(lambda: Host(follower.config, self._system), board, lambda: follower.config.flowlog)
 
     def _watch(self, board: status_file.StatusFile, keeper: Keeper) -> None:
         """Watch until ``stop`` is called, or until the distribution's switch has become one of the two instances or is

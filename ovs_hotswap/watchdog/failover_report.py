@@ -6,14 +6,16 @@ import contextlib
 import logging
 import os
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from ovs_hotswap import __version__
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.host.event_log import last_events
+from ovs_hotswap.host.flow_log import may_lack
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.plan.executor import describe
 from ovs_hotswap.reports.compose import Seen, of_failover
-from ovs_hotswap.reports.document import VmPart
+from ovs_hotswap.reports.document import RunReport, VmPart
 from ovs_hotswap.reports.store import Reports
 from ovs_hotswap.upgrade.run_report import EVENTS, directory
 
@@ -53,4 +55,14 @@ class FailoverReport:
             found = replace(found, vms=self._vms[1])
         elif vms:
             self._vms = found.started, found.vms
+        found = replace(found, warnings=(*found.warnings, *_unlogged(host, found)))
         Reports(directory(host.config), host.system).write(found)
+
+
+def _unlogged(host: Host, found: RunReport) -> list[str]:
+    """What the flow log lacks: an instance that died had counts that it had not exported."""
+    if not host.config.flowlog.on or found.old is None:
+        return []
+    export_s = host.config.flowlog.export_s
+    begin, end = (f"{datetime.fromtimestamp(found.started - back, UTC):%H:%M:%S}" for back in (export_s, 0))
+    return [f"{may_lack(export_s, found.old)}: {begin} to {end} UTC"]

@@ -19,6 +19,7 @@ from functools import partial
 
 from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.config import Program
+from ovs_hotswap.config_flowlog import FlowLogConfig
 from ovs_hotswap.errors import BrokerError, BusyError, CommandError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.host import active_record, standby
 from ovs_hotswap.host.host import Host
@@ -53,19 +54,22 @@ _TRIAL_S = 0.1  # during a search, in which it matters how long an instance live
 _SERVED_S = 0.2
 # Before an intent that could not be programmed is tried again, because each try configures the standby's ports again.
 _REFUSED_S, _REFUSED_MOST_S = 5.0, 300.0
+_Wanted = tuple[Stamp | None, FlowLogConfig]  # what the instances are programmed from
 
 
 class Keeper:
     """Keeps the standby. ``make_host`` makes a new host when the overlay intent has changed, because a Host reads the
-    intent once."""
+    intent once. ``flow_log`` returns the settings of the flow log as they are now."""
 
-    def __init__(self, make_host: Callable[[], Host], board: StatusFile) -> None:
-        self._make_host, self._board = make_host, board
+    def __init__(
+        self, make_host: Callable[[], Host], board: StatusFile, flow_log: Callable[[], FlowLogConfig] = FlowLogConfig
+    ) -> None:
+        self._make_host, self._board, self._flow_log = make_host, board, flow_log
         self._host = make_host()
         self._stamp = self._intent_stamp()
         with contextlib.suppress(HotswapError):  # a fault is reported later; a valid intent is remembered from now on
             _ = self._host.intent
-        self._programmed: Stamp | None = None
+        self._programmed: _Wanted | None = None
         self.wires = WireWatch(board)
         self.steering = SteeringWatch(board)
         self._one_uplink = OneUplink(board, self.steering.turning)
@@ -470,8 +474,8 @@ class Keeper:
                 self._forget_refusal()
         return self._host
 
-    def _intent_stamp(self) -> Stamp | None:
-        return stamp_of(self._host.config.overlay)
+    def _intent_stamp(self) -> _Wanted:
+        return stamp_of(self._host.config.overlay), self._flow_log()
 
 
 def _cause(error: Exception) -> str:

@@ -21,8 +21,8 @@ from tests.support.machine import PREFIX, Machine
 from tests.support.waiting import eventually
 
 REPOSITORY = Path(__file__).parents[2]
-BROKER, RESTORE, WATCH, NETNS, LOGS = (
-    f"ovs-hotswap-{name}.service" for name in ("broker", "restore", "watch", "netns@a", "logs")
+BROKER, RESTORE, WATCH, NETNS, LOGS, FLOWLOG = (
+    f"ovs-hotswap-{name}.service" for name in ("broker", "restore", "watch", "netns@a", "logs", "flowlog")
 )
 UNITS = {"a": "ovs-hotswap-instance@a.service", "b": "ovs-hotswap-instance@b.service"}
 WATCHDOG_S = 3
@@ -129,7 +129,7 @@ def lives_in_its_unit(machine: Machine, side: str) -> bool:
 
 
 def test_the_units_are_free_of_faults(machine: Machine) -> None:
-    done = machine.run(["systemd-analyze", "verify", BROKER, RESTORE, WATCH, NETNS, UNITS["a"]])
+    done = machine.run(["systemd-analyze", "verify", BROKER, RESTORE, WATCH, NETNS, FLOWLOG, UNITS["a"]])
     assert done.stdout + done.stderr == ""
 
 
@@ -139,7 +139,7 @@ def documented_scores() -> dict[str, float]:
     return {unit: float(score) for unit, score in rows}
 
 
-@pytest.mark.parametrize("unit", [BROKER, RESTORE, WATCH, NETNS, LOGS, UNITS["a"]])
+@pytest.mark.parametrize("unit", [BROKER, RESTORE, WATCH, NETNS, LOGS, FLOWLOG, UNITS["a"]])
 def test_a_unit_is_as_hard_as_documented(machine: Machine, unit: str) -> None:
     out = machine.run(["systemd-analyze", "security", "--no-pager", unit]).stdout
     score = re.search(r"exposure level for \S+: ([0-9.]+)", out)

@@ -37,11 +37,13 @@ class Entry:
 
 
 class Pipeline:
-    """One bridge. ``hits`` counts packets per cookie, as the bridge's own counters do."""
+    """One bridge. ``hits`` counts packets per cookie, as the bridge's own counters do. ``samples`` are the packets that
+    the action sample looks at, with the action's arguments."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self.tables: dict[int, list[Entry]] = {}
         self.hits: dict[int, int] = {}
+        self.samples: list[tuple[dict[str, str], Packet]] = []
         for line in lines:
             head, _, actions = line.partition(" actions=")
             pairs = [tuple(item.partition("=")[::2]) for item in head.split(",")]
@@ -119,6 +121,9 @@ class _Run:
             # OpenFlow would suppress this output (section 5.6), but nothing would suppress the peer link's copy.
             assert port != self.port, "output to the port of arrival"
             self.sent.append((port, self.packet))
+        elif sample := re.fullmatch(r"sample\((.*)\)", action):
+            given = dict(each.partition("=")[::2] for each in sample[1].split(","))
+            self.pipeline.samples.append((given, self.packet))
         elif resubmit := re.fullmatch(r"resubmit\(,(\d+)\)", action):
             self.lookup(int(resubmit[1]))
         else:

@@ -821,3 +821,46 @@ def test_metrics_list_has_every_metric(shell: Shell) -> None:
 def test_an_address_for_metrics_that_is_none(shell: Shell, listen: str) -> None:
     assert shell("metrics", "serve", "--listen", listen) == 2
     assert "is no ADDRESS:PORT, such as" in shell.err.getvalue()
+
+
+# ----------------------------------------------------------------------------------------------------------- flow log
+
+
+def with_flow_log(shell: Shell, line: str) -> None:
+    shell.config.write_text(shell.config.read_text() + f"\n{line}\n")
+
+
+def test_a_flow_log_that_is_off_is_shown_as_such(shell: Shell) -> None:
+    assert shell("flowlog", "show") == 0
+    assert "the flow log is off" in shell.out.getvalue()
+    assert shell("flowlog", "show", "--json") == 0
+    assert json.loads(shell.out.getvalue())["on"] is False
+
+
+def test_a_flow_log_without_a_relay_is_a_problem(shell: Shell) -> None:
+    with_flow_log(shell, 'collectors = ["192.0.2.20:4739"]\nvms = ["db1"]')
+    assert shell("flowlog", "show") == 1
+    text = shell.out.getvalue()
+    assert re.search(r"^domain +2887712769$", text, re.MULTILINE)  # 172.31.0.1
+    assert "1 of 100, of 1 of 2 VMs, exported after 10 s" in text
+    assert "problem    the relay does not run: nothing reaches the collectors; `systemctl" in text
+    assert re.search(r"^db1 +12$", text, re.MULTILINE)
+    assert "web1" not in text
+
+
+def test_what_a_relay_and_the_watchdog_said_is_shown(shell: Shell, tmp_path: Path) -> None:
+    with_flow_log(shell, 'collectors = ["192.0.2.20:4739"]')
+    for name in ("run", "state"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "run" / "flowlog.json").write_text(json.dumps({
+        "pid": os.getpid(), "born": start_time(os.getpid()), "time": 5.0, "listening": ["a"],
+        "sources": {"a": {"records": 40, "unknown": 2}},
+        "collectors": {"192.0.2.20:4739": {"sent": 41, "refused": 0, "fault": None}},
+    }))  # fmt: skip
+    event = {"event": "failover", "from": "a", "to": "b", "detected": 1_700_000_000.0}
+    (tmp_path / "state" / "events.jsonl").write_text(json.dumps(event) + "\n")
+    assert shell("flowlog", "show") == 0
+    text = shell.out.getvalue()
+    assert "hears instance a; a: 40 records, 2 lost" in text
+    assert "collector  192.0.2.20:4739: 41 messages sent, 0 refused" in text
+    assert re.search(r"^missing    2023-11-1\d .* to 2023-11-1\d .*: instance a died with what", text, re.MULTILINE)

@@ -129,6 +129,7 @@ def test_the_defaults_in_the_example_are_the_defaults(path: Path) -> None:
             "mac_a",
             "mac_b",
             "port_devices",
+            "observation_domain",
         }  # fmt: skip - they have no value
         if not line.startswith("# ") or not value or key in optional or " " in key or key.startswith("second_"):
             continue
@@ -168,7 +169,7 @@ def test_unknown_keys_say_what_is_allowed(path: Path) -> None:
         "upgrade.soak: unknown key; allowed here: keep_old, pmd_sleep_us, ready_s, soak_s"
     ]
     (top,) = faults(path, "colour = 'red'\n" + MINIMAL)
-    assert top.startswith("colour: unknown key; allowed here: backend, bridge, broker, instances, overlay,")
+    assert top.startswith("colour: unknown key; allowed here: backend, bridge, broker, flowlog, instances, overlay,")
     (nested,) = faults(path, MINIMAL + "cores = 2\n")
     assert nested == (
         "instances.b.cores: unknown key; allowed here: "

@@ -36,7 +36,7 @@ def healthy(**changes: Any) -> Document:
         "replaced": {Side.A: False, Side.B: False}, "packet_pools": {Side.A: [], Side.B: []},
         "vms": {"total": 2, "connected": 2, "owners": {"a": 2, "b": 0}, "quarantined": {}, "unprotected": []},
         "unfinished": None, "last": None, "watch": watch, "broker": {"version": "1", "pid": 9},
-        "unknown": [], "unknown_fields": [], "problems": [],
+        "flowlog": None, "unknown": [], "unknown_fields": [], "problems": [],
     }  # fmt: skip
     for key, value in changes.items():
         part, _, field = key.partition("__")
@@ -81,6 +81,7 @@ UPGRADE = {"kind": "upgrade", "phase": "forward", "parameters": {}, "failure": "
         ({"broker__config_fault": "not TOML"}, "broker", "not TOML"),
         ({"broker__differing": [{"key": "run_dir", "in_use": "/x", "configured": "/y"}]}, "configuration", "'/y'"),
         ({"broker__leaving": ["vm9: switch a"]}, "broker", "vm9: switch a"),
+        ({"flowlog": {"problems": [{"text": "the relay does not run", "hint": None}]}}, "flow log", "does not run"),
     ],
 )
 def test_each_problem_is_named(changes: dict[str, Any], about: str, part: str) -> None:
