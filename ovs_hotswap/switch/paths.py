@@ -63,10 +63,7 @@ class InstancePaths:
         """The socket for OpenFlow of a bridge (ofproto/connmgr.c, ofconn management). That of a bridge which the
         distribution's switch has made since its files got second names is still at its well-known path only."""
         path = self.run_dir / f"{bridge}.mgmt"
-        if self.run_dir.name == KEPT and not path.exists():
-            new = self.run_dir.parent / path.name
-            return new if new.exists() and not new.is_symlink() else path
-        return path
+        return _own_if_new(path, self.run_dir.parent) if self.run_dir.name == KEPT else path
 
     @classmethod
     def of_stock(cls, config: Config, stock: StockRecord) -> InstancePaths:
@@ -80,16 +77,23 @@ class InstancePaths:
             run_dir=run_dir,
             db_file=config.stock.database,
             db_socket=run_dir / "db.sock",
-            ovsdb_ctl=run_dir / f"ovsdb-server.{stock.ovsdb_pid}.ctl",
+            ovsdb_ctl=_own_if_new(run_dir / f"ovsdb-server.{stock.ovsdb_pid}.ctl", config.stock.run_dir),
             ovsdb_pid=run_dir / "ovsdb-server.pid",
             ovsdb_log=config.stock.log.with_name("ovsdb-server.log"),
-            vswitchd_ctl=run_dir / f"ovs-vswitchd.{stock.pid}.ctl",
+            vswitchd_ctl=_own_if_new(run_dir / f"ovs-vswitchd.{stock.pid}.ctl", config.stock.run_dir),
             vswitchd_pid=run_dir / "ovs-vswitchd.pid",
             log=config.stock.log,
             record=own / "instance.json",
             saved_log=config.state_dir / f"ovs-vswitchd-{stock.side}.log",
             netns="",
         )
+
+
+def _own_if_new(path: Path, run_dir: Path) -> Path:
+    """Return the file at its well-known path if it is the distribution's own, and has no second name yet: of a daemon
+    that was started again, or of a bridge that was added."""
+    own = run_dir / path.name
+    return own if not path.exists() and own.exists() and not own.is_symlink() else path
 
 
 def _is_newer(run_dir: Path, kept: Path) -> bool:

@@ -14,13 +14,13 @@ from collections.abc import Iterable
 from ovs_hotswap.clone import fdb
 from ovs_hotswap.clone.database import bring
 from ovs_hotswap.errors import HotswapError, SwitchError
-from ovs_hotswap.model import Side
+from ovs_hotswap.model import Life, Side
 from ovs_hotswap.plan.executor import StepContext
 from ovs_hotswap.plan.records import Facts, Json
 from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.switch.monitors import end_family, monitor_of
 from ovs_hotswap.switch.paths import read_stock
-from ovs_hotswap.switch.rpc import listens
+from ovs_hotswap.switch.rpc import hangs, listens
 from ovs_hotswap.upgrade.adopt_vms import unadopted
 from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.waiting import wait_until
@@ -30,6 +30,7 @@ COPIED = "given"  # the fact that says that the new instance is a whole copy
 ALONE = "alone"  # the fact that says that the new instance has all that the dead one had
 _ADDRESSES = "addresses"
 _ALONE_S = 10.0
+_ANSWER_S = 3.0  # a main thread that reconfigures ports answers within two
 
 
 def facts(context: Upgrade) -> Facts:
@@ -116,6 +117,17 @@ def has_database(context: Upgrade, run: StepContext) -> bool:
             f"carried over: see `ovs-vsctl show`, and `ovs-vsctl list mirror`"
         )
     return False
+
+
+def give_up_hanging(context: Upgrade, run: StepContext) -> None:
+    """End a new instance that is stopped, or whose main thread does not answer: whatever an undo asks of it would wait
+    for its deadline and fail. Its VMs return to the old instance as when it dies. Raises CommandError."""
+    if context.dead(context.old):
+        return
+    instance, life = context.host.instances[context.new], context.life(context.new)
+    if life is Life.STOPPED or (life is Life.RUNS and hangs(instance.paths.vswitchd_ctl, _ANSWER_S)):
+        run.progress(f"instance {context.new} does not answer; it is ended")
+        instance.kill()
 
 
 def mend(context: Upgrade) -> None:

@@ -23,6 +23,7 @@ from ovs_hotswap.model import Severity
 from ovs_hotswap.plan.executor import Plan, ReversibleStep, State, Step, StepContext
 from ovs_hotswap.plan.records import Facts
 from ovs_hotswap.reports.compose import kept_checks
+from ovs_hotswap.switch.answering import see_going
 from ovs_hotswap.switch.ovsdb import ROOT_TABLES
 from ovs_hotswap.switch.paths import read_stock
 from ovs_hotswap.upgrade import checks, clone_checks, clone_loss, wire_turns
@@ -150,6 +151,7 @@ class Wire(ReversibleStep[Upgrade]):
         cloning.keep_wired()
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
+        clone_loss.give_up_hanging(context, run)
         context.host.cloning.keep_wired_no_longer()
         for side in (context.old, context.new):
             if context.runs(side):
@@ -193,6 +195,7 @@ class Cut(ReversibleStep[Upgrade]):
     def do(self, context: Upgrade, run: StepContext) -> None:
         host, cloning = context.host, context.host.cloning
         old, new = cloning.paths[context.old], cloning.paths[context.new]
+        see_going(host.instances[context.new])
         if clone_loss.lost(context, run):
             clone_loss.go_without_old(context, run)
             return
@@ -217,6 +220,7 @@ class Cut(ReversibleStep[Upgrade]):
         clone_loss.announce(context, run, context.new)
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
+        clone_loss.give_up_hanging(context, run)
         _take_cut_back(context, run)
 
 

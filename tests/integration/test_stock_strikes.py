@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -74,6 +75,18 @@ def test_the_new_switch_that_was_killed_is_given_up(host: StockHost, operator: O
     assert missing <= (10 * MOST if alone else MOST)
 
 
+@pytest.mark.parametrize("step", [*BEFORE[BEFORE.index("wire") :], "adopt+"] if ALL else ["cut"])
+def test_a_new_switch_that_hangs_is_given_up(host: StockHost, operator: Operator, step: str) -> None:
+    """All its threads are stopped, so nothing that is asked of it is answered, and it still has rings of VMs."""
+    before, stock = programmed(host), host.switch_pid
+    assert struck(host, operator, step, "new", signal.SIGSTOP) == RolledBack.exit_code
+    served(host)
+    assert host.switch_pid == stock
+    assert differences(without_own(before), without_own(programmed(host))) == []
+    operator.ask("release-vms")
+    served(host)
+
+
 @pytest.mark.parametrize("step", UNCOPIED if ALL else UNCOPIED[-1:])
 def test_an_old_switch_that_was_killed_before_it_was_copied_is_started_again(
     host: StockHost, operator: Operator, step: str, capsys: pytest.CaptureFixture[str]
@@ -117,7 +130,7 @@ def test_an_instance_that_ends_is_started_again_with_what_others_programmed(
     host: StockHost, operator: Operator, tmp_path: Path
 ) -> None:
     """No controller would program what a script has written."""
-    if operator.ask("status")["active"] != "b":
+    if json.loads(operator.command("status").stdout)["active"] != "b":
         operator.ask("upgrade", "--release", RELEASE)
     host.ofctl("add-group", BRIDGE, "group_id=7,type=all,bucket=actions=normal")
     host.ofctl("add-flow", BRIDGE, "cookie=0x51,priority=77,ip,nw_dst=192.0.2.9,actions=group:7")

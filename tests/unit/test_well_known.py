@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap.config import Config
 from ovs_hotswap.controllers.well_known import WellKnown, is_well_known, wanted
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.model import Side
-from ovs_hotswap.switch.paths import InstancePaths
+from ovs_hotswap.switch.paths import InstancePaths, StockRecord
 from tests.unit.test_instance import configuration
 
 OWN = {"ovs-vswitchd": 101, "ovsdb-server": 102}
@@ -229,3 +230,25 @@ def test_remembered_control_sockets_lead_to_the_same_daemon() -> None:
                    ["ovs-vswitchd.1.ctl", "ovsdb-server.1.ctl", "db.sock"])  # fmt: skip
     assert found == {"ovs-vswitchd.1.ctl": Path("/new/ctl"), "ovs-vswitchd.2.ctl": Path("/new/ctl"),
                      "db.sock": Path("/new/db.sock")}  # fmt: skip
+
+
+def test_a_daemon_that_was_started_again_is_found_before_it_has_a_second_name(
+    place: Path, own: Path, daemons: Daemons
+) -> None:
+    """Only ovs-vswitchd is another process then: the database's socket is the same."""
+    sides = {side: {"pmd_cores": [0]} for side in Side}
+    config = Config.model_validate({
+        "program": "clone", "run_dir": str(place / "run"), "state_dir": str(place / "state"), "instances": sides,
+        "stock": {"run_dir": str(own)},
+    })  # fmt: skip
+    WellKnown(own, config.stock.kept_dir).keep()
+    before = StockRecord(side=Side.A, pid=OWN["ovs-vswitchd"], born=1, ovsdb_pid=OWN["ovsdb-server"], ovsdb_born=1)
+    kept = InstancePaths.of_stock(config, before)
+    assert {kept.vswitchd_ctl.parent, kept.ovsdb_ctl.parent} == {config.stock.kept_dir}
+    daemons.listen(own / "ovs-vswitchd.4711.ctl", "again")
+    again = InstancePaths.of_stock(config, before.model_copy(update={"pid": 4711}))
+    assert ask(again.vswitchd_ctl) == "again"
+    assert again.ovsdb_ctl == kept.ovsdb_ctl
+    (own / "ovs-vswitchd.4712.ctl").symlink_to(own / "ovs-vswitchd.4711.ctl")  # it leads to the other instance
+    other = InstancePaths.of_stock(config, before.model_copy(update={"pid": 4712}))
+    assert other.vswitchd_ctl.parent == config.stock.kept_dir
