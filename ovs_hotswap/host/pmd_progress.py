@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 
+from ovs_hotswap.config import Program
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Side
@@ -21,13 +22,15 @@ def drain_pmd_queues(host: Host, needed: Side | None = None) -> None:
     """Wait until every frame that either side has taken in, and every copy of it, has arrived.
 
     One iteration of a PMD thread passes a frame from a receive queue to a VM or to the peer link; one iteration on the
-    other side passes it from the peer link to the VM. An iteration takes 32 packets of a queue (OVS, NETDEV_MAX_BURST),
-    and a queue may hold 2048. A thread that shares its core may need a tenth of a second for all of them. Frames in a
-    side that hangs are lost. Raises SwitchError if the side that hangs is the one that is ``needed``.
+    other side passes it from the peer link to the VM. In wire mode a frame may pass the link twice: from the uplink of
+    the wired side to the other's pipeline, and back to a VM of the wired side. An iteration takes 32 packets of a queue
+    (OVS, NETDEV_MAX_BURST), and a queue may hold 2048. A thread that shares its core may need a tenth of a second for
+    all of them. Frames in a side that hangs are lost. Raises SwitchError if the side that hangs is the one that is
+    ``needed``.
     """
     patience = {side: _NEEDED_S if side is needed else _PASSED_S for side in Side}
     alive = {side: _polling(host, side, patience[side]) for side in Side}
-    for _ in range(2):
+    for _ in range(3 if host.config.program is Program.CLONE else 2):
         before = {
             side: _iterations(host, side, cores, patience[side]) for side, cores in alive.items() if cores is not None
         }

@@ -267,6 +267,7 @@ class MoveOthers(Step[Upgrade]):
     def do(self, context: Upgrade, run: StepContext) -> None:
         host, new = context.host, context.new
         names = set(wire_turns.later(run)) - context.leave_out
+        see_going(host.instances[new])
         lost = clone_loss.lost(context, run)
         if lost:
             clone_loss.go_without_old(context, run)
