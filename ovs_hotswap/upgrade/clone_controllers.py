@@ -14,9 +14,10 @@ from ovs_hotswap.controllers import ovn
 from ovs_hotswap.controllers.connections import Connections
 from ovs_hotswap.controllers.repoint import repoint
 from ovs_hotswap.errors import SwitchError
-from ovs_hotswap.model import Side
+from ovs_hotswap.model import Life, Side
 from ovs_hotswap.plan.executor import ReversibleStep, StepContext
 from ovs_hotswap.plan.records import Facts
+from ovs_hotswap.switch.answering import see_going
 from ovs_hotswap.switch.monitors import end_monitors
 from ovs_hotswap.switch.paths import read_stock
 from ovs_hotswap.upgrade import clone_loss
@@ -34,6 +35,7 @@ _OVN_BRIDGE = "br-int"  # external_ids:ovn-bridge, ovn-controller(8)
 
 def settle(context: Upgrade) -> None:
     """Wait until the new instance is what the old one is. Raises SwitchError if it does not become that."""
+    see_going(context.host.instances[context.new])  # it may have VMs already, which would wait for all deadlines
     follower = context.host.cloning.follower(context.new)
     settled = follower.settle(_QUIET_S, _FOLLOW_S, lambda: all(_follows(context, side) for side in Side))
     if settled.left:
@@ -46,7 +48,7 @@ def settle(context: Upgrade) -> None:
 def _follows(context: Upgrade, side: Side) -> bool:
     """Whether an instance can still be read or written, perhaps after its database server was started again."""
     context.host.cloning.well_known.keep()
-    return context.runs(side) and not context.host.instances[side].lacks_database()
+    return context.life(side) is Life.RUNS and context.runs(side) and not context.host.instances[side].lacks_database()
 
 
 class Pause(ReversibleStep[Upgrade]):
