@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from ovs_hotswap.backends import MoveResult, OwnerCertainty, Undelivered, VmStatus
+from ovs_hotswap.config import Program
 from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Life, MessageThread, Side
@@ -116,6 +117,7 @@ class Bed:
         openflow = SimpleNamespace(packet_outs=self.sent.extend)
         instances = {side: SimpleNamespace(life=lambda: Life.RUNS) for side in Side}
         host = SimpleNamespace(
+            config=SimpleNamespace(program=Program.OVERLAY),
             backends=self.broker, openflow=lambda _side, _bridge: openflow, port_of=port_of, wait=self._wait,
             control=lambda side: Path(f"/nonexistent/{side}.ctl"), prefer_threads=self._prefer,
             message_threads=lambda: contextlib.nullcontext(THREADS), system=self.system, instances=instances,
