@@ -1,7 +1,8 @@
 """An upgrade of the distribution's switch on a host that others program, and the way back, under its traffic.
 
 Nothing was prepared on the host. What others do between the two, a new rule and a new port, reaches the new instance.
-``OVS_HOTSWAP_STOCK_ROUNDS``: how many hosts of each kind; if it is more than one, each packet counts.
+``OVS_HOTSWAP_STOCK_ROUNDS``: how many hosts of each kind; if it is more than one, each packet counts, but where the
+instances have no memif (docs/limits.md).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from tests.support.stock_ovn import Ovn
 
 ROUNDS = int(os.environ.get("OVS_HOTSWAP_STOCK_ROUNDS", "1"))
 # Otherwise test_stock_docs.py has the kind "normal".
-KINDS = [*([("normal", True)] if ROUNDS > 1 else []), ("pipeline", False), ("ovn", True)]
-MOST = 0 if ROUNDS > 1 else 30  # packets that may be lost or doubled; none on a machine that does nothing else
+KINDS = [*([("normal", True), ("pipeline", True)] if ROUNDS > 1 else []), ("pipeline", False), ("ovn", True)]
+MOST = 30  # packets that may be lost or doubled; none on a machine that does nothing else
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))
@@ -58,7 +59,7 @@ def test_there_and_back_without_a_lost_packet(
         assert differences(without_own(changed), without_own(programmed(host))) == []
         assert southbound(host) >= south
         assert set(host.run(["ls", "/sys/class/net"]).split()) - {"probe"} == set(devices.split())
-        assert traffic.judgement.faults_beyond(MOST) == []
+        assert traffic.judgement.faults_beyond(0 if ROUNDS > 1 and memif else MOST) == []
 
 
 def southbound(host: StockHost) -> set[str]:
