@@ -7,6 +7,7 @@ import sys
 
 from bench import (
     alternatives,
+    diagnose,
     failover,
     fleet,
     floods,
@@ -32,7 +33,7 @@ BENCHMARKS = {
     "moves": moves, "failover": failover, "scale": scale, "soak": soak, "alternatives": alternatives, "phases": phases,
     "forwarding": forwarding, "floods": floods, "kinds": kinds, "modes": modes, "takeover": takeover, "fleet": fleet,
     "report": report, "window": window_cost,
-    "hosts": hosts, "flowlog": flowlog,
+    "hosts": hosts, "flowlog": flowlog, "diagnose": diagnose,
 }  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def _vms(context: click.Context, _parameter: click.Parameter, incomplete: str) -
     help="What the VM does not reach: a MAC, an IP address, or a VM of this host.",
 )  # fmt: skip
 @click.option(
-    "--seconds", type=click.FloatRange(0.6, 60), default=1.5, show_default=True, metavar="SECONDS",
+    "--seconds", type=click.FloatRange(0.6, 60), default=1.0, show_default=True, metavar="SECONDS",
     help="How long counters are watched. Longer finds what is dropped now and then.",
 )  # fmt: skip
 @click.option("--no-probe", is_flag=True, help="Send no frames: neither prove the uplink nor ask next hops.")

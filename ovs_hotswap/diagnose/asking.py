@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 from ovs_hotswap.diagnose import megaflows, trace
 from ovs_hotswap.diagnose.facts import Facts, VmPort
 from ovs_hotswap.diagnose.judging import Answer, Asked
@@ -24,7 +26,8 @@ def asked(facts: Facts, vm: str | None, to: str | None) -> Asked:
         return Asked(port, to, find(facts.wanted, port, to.lower(), None))
     if is_address(to):
         flows = facts.switch.megaflows if facts.switch is not None else None
-        return Asked(port, to, find(facts.wanted, port, megaflows.mac_of(flows or (), to), to))
+        address = str(ip_address(to))  # as Open vSwitch prints it
+        return Asked(port, to, find(facts.wanted, port, megaflows.mac_of(flows or (), address), address))
     return Asked(port, to, find(facts.wanted, port, _vm(facts, to).mac, None))
 
 
@@ -36,8 +39,8 @@ def _vm(facts: Facts, name: str) -> VmPort:
 
 
 def answers(host: Host, facts: Facts, wish: Asked) -> list[Answer]:
-    """Ask the flow tables of the active instance what they do with packets of the VM. A question that the switch does
-    not answer is left out: that it is silent is a finding of its own."""
+    """Ask the flow tables of the active instance what they do with packets of the VM. What becomes of the packet of a
+    question without an answer is not known. A switch that is silent is not asked."""
     switch = facts.switch
     if wish.vm is None or switch is None or switch.life is not Life.RUNS or switch.silent is not None:
         return []
@@ -46,6 +49,6 @@ def answers(host: Host, facts: Facts, wish: Asked) -> list[Answer]:
         try:
             text = appctl(host, switch.side, "ofproto/trace", question.bridge, question.flow)
         except SwitchError:
-            continue
+            text = ""
         found.append(Answer(question, trace.parse(text)))
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,8 @@ _SHOWN = 3
 class CoreTime:
     """How long, in nanoseconds, a PMD thread has run, and how long it has waited for its core though it could run
     (Documentation/scheduler/sched-stats.rst, /proc/PID/schedstat). ``runnable``: it runs, or waits to. What it has
-    waited is added when it gets the core."""
+    waited is added when it gets the core; what it has run, once a second where the core has no ticks (``nohz_full``:
+    kernel/sched/core.c, sched_tick_remote)."""
 
     core: int
     ran: int
@@ -30,7 +31,8 @@ class CoreTime:
 
 
 def times(pid: int, proc: Path = Path("/proc")) -> dict[int, CoreTime]:
-    """Return the account of each PMD thread of a process, by thread; none of a process that has ended."""
+    """Return the account of each PMD thread of a process, by thread; none of a process that has ended. A kernel that
+    keeps no account prints zeros (fs/proc/base.c, proc_pid_schedstat): then nothing is known of the thread."""
     found = {}
     for thread, name in threads_of(pid):
         if named := _NAME.match(name):
@@ -38,37 +40,46 @@ def times(pid: int, proc: Path = Path("/proc")) -> dict[int, CoreTime]:
                 task = proc / str(pid) / "task" / str(thread)
                 ran, waited, *_ = (task / "schedstat").read_text().split()
                 state = (task / "stat").read_text().rpartition(")")[2].split()[0]
-                found[thread] = CoreTime(int(named["core"]), int(ran), int(waited), state == "R")
+                if int(ran) or int(waited):
+                    found[thread] = CoreTime(int(named["core"]), int(ran), int(waited), state == "R")
     return found
 
 
-def uses(before: dict[int, CoreTime], after: dict[int, CoreTime], seconds: float) -> tuple[CoreUse, ...]:
-    """Return the use of each core on which the same thread was seen twice, ``seconds`` apart."""
+def uses(
+    before: dict[int, CoreTime], after: dict[int, CoreTime], seconds: float, moved: Collection[int] = ()
+) -> tuple[CoreUse, ...]:
+    """Return the use of each core on which the same thread was seen twice, ``seconds`` apart. ``moved``: the cores of
+    threads that have certainly run in that time."""
     same = [(was, now) for thread, now in after.items() if (was := before.get(thread)) is not None]
-    return tuple(CoreUse(now.core, _waits(was, now, seconds * 1e9)) for was, now in same)
+    return tuple(CoreUse(now.core, _waits(was, now, seconds * 1e9, ran=now.core in moved)) for was, now in same)
 
 
-def _waits(was: CoreTime, now: CoreTime, nanoseconds: float) -> float:
-    if was.runnable and now.runnable and was.ran == now.ran:  # it never got the core, so nothing was added
+def _waits(was: CoreTime, now: CoreTime, nanoseconds: float, *, ran: bool) -> float:
+    if was.runnable and now.runnable and was.ran == now.ran and not ran:  # nothing was added: it never got the core
         return 1.0
     return min(1.0, (now.waited - was.waited) / nanoseconds)
 
 
-def others(core: int, not_pid: int, proc: Path = Path("/proc"), sleep: Callable[[float], None] = time.sleep,
-           ) -> tuple[str, ...]:  # fmt: skip
-    """Return the threads of other processes that ran on a core in a fifth of a second: their command, the process, and
-    the share of the time that they had. This looks at every thread of the host, so it is for a core in need alone."""
-    before = dict(_on(core, not_pid, proc))
+def others(
+    wanted: Collection[int], not_pid: int, proc: Path = Path("/proc"), sleep: Callable[[float], None] = time.sleep
+) -> dict[int, tuple[str, ...]]:
+    """Return the threads of other processes that ran on each of the ``wanted`` cores in a fifth of a second: their
+    command, the process, and the share of the time that they had. This looks at every thread of the host, so it is for
+    cores in need alone."""
+    if not wanted:
+        return {}
+    before = {thread: ran for thread, _, _, ran in _on(wanted, not_pid, proc)}
     sleep(_LOOK_S)
-    found = [(ran - before[thread][1], name, thread) for thread, (name, ran) in _on(core, not_pid, proc)
-             if thread in before and ran > before[thread][1]]  # fmt: skip
-    return tuple(f"{name} (process {thread[0]}) had it for {ran / _LOOK_S / 1e9:.0%} of the time"
-                 for ran, name, thread in sorted(found, reverse=True)[:_SHOWN])  # fmt: skip
+    found = [(ran - before[thread], core, name, thread[0]) for thread, core, name, ran in _on(wanted, not_pid, proc)
+             if ran > before.get(thread, ran)]  # fmt: skip
+    by_core = {core: [each for each in sorted(found, reverse=True) if each[1] == core] for core in wanted}
+    return {core: tuple(f"{name} (process {pid}) had it for {ran / _LOOK_S / 1e9:.0%} of the time"
+                        for ran, _, name, pid in each[:_SHOWN]) for core, each in by_core.items()}  # fmt: skip
 
 
-def _on(core: int, not_pid: int, proc: Path) -> Iterator[tuple[tuple[int, int], tuple[str, int]]]:
-    """Yield the process and thread, the name, and the nanoseconds of each thread that last ran on the core
-    (proc_pid_stat(5), field 39)."""
+def _on(wanted: Collection[int], not_pid: int, proc: Path) -> Iterator[tuple[tuple[int, int], int, str, int]]:
+    """Yield the process and thread, the core, the name, and the nanoseconds of each thread that last ran on one of the
+    cores (proc_pid_stat(5), field 39)."""
     for process in proc.iterdir():
         if not process.name.isdecimal() or int(process.name) == not_pid:
             continue
@@ -76,6 +87,6 @@ def _on(core: int, not_pid: int, proc: Path) -> Iterator[tuple[tuple[int, int], 
             for task in (process / "task").iterdir():
                 with contextlib.suppress(OSError, ValueError, IndexError):
                     name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
-                    if int(rest.split()[36]) == core:
+                    if (core := int(rest.split()[36])) in wanted:
                         ran = int((task / "schedstat").read_text().split()[0])
-                        yield (int(process.name), int(task.name)), (name, ran)
+                        yield (int(process.name), int(task.name)), core, name, ran

@@ -27,14 +27,13 @@ class Unseen:
 @dataclass(frozen=True, slots=True)
 class VmPort:
     """A VM as the overlay intent, or the database of an adopted switch, has it. ``mac`` and ``vni`` are ``None`` where
-    others program the bridges. ``mtu``: the longest IP packet, in bytes."""
+    others program the bridges."""
 
     name: str
     ofport: int
     bridge: str
     mac: str | None = None
     vni: int | None = None
-    mtu: int = 1500
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +48,10 @@ class RemoteMac:
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What the host is to do. ``overlay``: the bridges are programmed from an intent; if not, what others program
-    cannot be judged. ``vtep``: this host's. ``macs``: of next hops, as far as the intent names them. ``underlay_mtu``,
-    ``tunnel_mtu``: the longest IP packet that the underlay, or a tunnel, carries, in bytes. ``uplinks``: the ports
-    by which packets leave. ``watched``: a watchdog is to keep a standby. ``fixed_ports``: the OpenFlow numbers of the
-    ports that every bridge of ours has."""
+    cannot be judged. ``vtep``: this host's. ``macs``: of next hops, as far as the intent names them. ``tunnel_mtu``:
+    the longest IP packet that a tunnel carries, in bytes; ``None`` where others make the tunnels. ``uplinks``: the
+    ports by which packets leave. ``watched``: a watchdog is to keep a standby. ``fixed_ports``: the OpenFlow numbers of
+    the ports that every bridge of ours has."""
 
     vms: Mapping[str, VmPort]
     overlay: bool = True
@@ -60,8 +59,7 @@ class Wanted:
     vtep: str = ""
     remotes: tuple[RemoteMac, ...] = ()
     macs: Mapping[str, str] = field(default_factory=dict)
-    underlay_mtu: int = 1500
-    tunnel_mtu: int = 1450
+    tunnel_mtu: int | None = None
     uplinks: tuple[str, ...] = ()
     watched: bool = True
     fixed_ports: Mapping[str, int] = field(default_factory=dict)
@@ -86,7 +84,7 @@ class Guest:
 class Port:
     """A port of a ``bridge``, beside its counters. ``present``: the datapath has it, as number ``number``. ``mtu``: in
     force there. ``flags``: the OpenFlow flags that are set for it (``PORT_DOWN``, ``NO_RECV``, ``NO_FWD``). ``queues``:
-    how many receive queues PMD threads poll."""
+    how many of its receive queues PMD threads poll; those of rings that the guest has disabled do not count."""
 
     name: str
     bridge: str
@@ -118,16 +116,17 @@ class CoreUse:
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """The active instance. ``directory`` has the sockets of its bridges; ``control`` is that of its ovs-vswitchd.
-    ``life``: of its ovs-vswitchd. ``silent``: why its main thread does not answer. ``database``: its ovsdb-server runs.
-    ``before`` and ``after``: its counters, with ``watched`` seconds between them. ``differences``: how its flows differ
-    from the intent's, as ``ovs-ofctl diff-flows`` prints it. ``routes`` and ``neighbours``: of its tunnels.
-    ``megaflows``: of its datapath. ``cores``: of its PMD threads. ``standing``: the cores of PMD threads that made no
-    progress."""
+    """The active instance. ``directory`` has the sockets of its bridges; ``control`` is that of its ovs-vswitchd, and
+    ``log`` its log. ``life``: of its ovs-vswitchd. ``silent``: why its main thread does not answer. ``database``: its
+    ovsdb-server runs. ``before`` and ``after``: its counters, with ``watched`` seconds between them. ``differences``:
+    how its flows differ from the intent's, as ``ovs-ofctl diff-flows`` prints it. ``routes`` and ``neighbours``: of its
+    tunnels. ``megaflows``: of its datapath. ``cores``: of its PMD threads. ``standing``: the cores of PMD threads that
+    made no progress. ``omitted``: what was not read because that would disturb, in sentences."""
 
     side: Side
     directory: str = ""
     control: str = ""
+    log: str = ""
     life: Life = Life.RUNS
     silent: str | None = None
     database: bool = True
@@ -141,6 +140,7 @@ class Switch:
     megaflows: tuple[MegaFlow, ...] | None = None
     cores: tuple[CoreUse, ...] | None = None
     standing: tuple[int, ...] = ()
+    omitted: tuple[str, ...] = ()
 
     def appctl(self, *words: str) -> str:
         """Return a command to its ovs-vswitchd, as a person types it."""
@@ -160,17 +160,18 @@ class Underlay:
     """The uplink and the hosts behind it. ``steers``: ovs-hotswap steers the uplink. ``owner``: the side to which it is
     steered. ``faults``: what is wrong with its devices and rules. ``rules``: those in place, in words. ``proof``: what
     frames have shown of the active instance's uplink. ``asked``: the next hops that were asked, ``answers``: the MACs
-    with which they answered. ``apart``: they were asked from a device of the kernel, and not through the instance."""
+    with which they answered. ``apart``: they are asked from a device of the kernel, and not through the instance.
+    ``unproven``: why frames could not be sent."""
 
     steers: bool = True
     owner: Side | None = None
-    known: bool = True
     faults: tuple[tuple[str, str | None], ...] = ()
     rules: tuple[str, ...] = ()
     proof: Proof | None = None
     asked: tuple[str, ...] = ()
     answers: Mapping[str, str] = field(default_factory=dict)
     apart: bool = True
+    unproven: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,7 @@ class Standby:
 class Facts:
     """Everything. ``active``: the recorded side. ``broker_fault``: why the broker does not answer. ``guests``: by VM.
     ``mtus``: what is too narrow on the way, and the command that helps. ``unfinished``: the phase of an unfinished
-    upgrade. ``seconds``: the time between the two looks."""
+    upgrade; ``journal``: whether it is known if there is one. ``seconds``: the time between the two looks."""
 
     wanted: Wanted
     seconds: float
@@ -200,4 +201,11 @@ class Facts:
     standby: Standby | None = None
     mtus: tuple[tuple[str, str | None], ...] = ()
     unfinished: str | None = None
+    journal: bool = True
     unseen: tuple[Unseen, ...] = ()
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known that no upgrade is under way or interrupted. In one, owners, flows and the uplink's rule
+        may be those of either side."""
+        return self.journal and self.unfinished is None

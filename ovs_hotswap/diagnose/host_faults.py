@@ -14,21 +14,24 @@ STARVED = 0.5
 """The share of the time for which a PMD thread may wait for its core before that is a fault. A thread that sleeps when
 it is idle, or shares its core in a window, waits for less."""
 _NEARLY = 0.02  # of a packet pool: each PMD thread keeps some hundreds of free buffers that others cannot get
-_STATUS, _WATCH = "`ovs-hotswap status`", "`ovs-hotswap watch status --events 20`"
+_LOST = "the watchdog moves the VMs to its standby if this lasts: `ovs-hotswap watch status`; the reason may be in "
 
 
 def judge(facts: Facts) -> Iterator[Found]:
     if facts.broker_fault is not None:
         yield Found(
             Cause.BROKER_GONE,
-            "The broker does not answer. A VM whose QEMU has lost it has no network, and no VM can be moved.",
-            (facts.broker_fault,), "`systemctl restart ovs-hotswap-broker`, or `ovs-hotswap broker start`",
+            "The broker does not answer: no VM can be moved, and a VM that starts waits. If its supervisor was killed "
+            "with it, VMs have no network.",
+            (facts.broker_fault,),
+            "systemd, or its supervisor, starts it again in some seconds: `ovs-hotswap broker status`; if not, "
+            "`systemctl start ovs-hotswap-broker`, or `ovs-hotswap broker start`",
         )  # fmt: skip
     if facts.active is None:
         if facts.wanted.overlay or facts.wanted.vms:  # before a host is taken over, its own switch is none of ours
             yield Found(
                 Cause.NO_ACTIVE, "No instance is active, so no VM has a network.", ("no side is recorded as active",),
-                "`ovs-hotswap instance start a`",
+                "`ovs-hotswap instance start a`" if facts.wanted.overlay else "`ovs-hotswap status`",
             )  # fmt: skip
     elif facts.switch is not None:
         yield from _instance(facts.switch)
@@ -58,7 +61,7 @@ def _instance(switch: Switch) -> Iterator[Found]:
             Cause.INSTANCE_SILENT,
             f"Instance {side} does not answer: its main thread is blocked or has no core. Packets of known flows may "
             "pass, and nothing new does.",
-            (switch.silent,), _WATCH,
+            (switch.silent,), _LOST + switch.log,
         )  # fmt: skip
     yield from _threads(switch)
     yield from _pools(switch)
@@ -68,7 +71,7 @@ def _instance(switch: Switch) -> Iterator[Found]:
             Cause.DATABASE_GONE,
             f"Instance {side} has no ovsdb-server: it forwards, and takes no new flows and no ports.",
             ("its ovsdb-server does not run",),
-            "the watchdog starts it again (`keeping` is `mend`); without one: `ovs-hotswap watch run`",
+            "the watchdog starts it again: `ovs-hotswap watch status`; without one: `ovs-hotswap watch run`",
         )  # fmt: skip
 
 
@@ -91,7 +94,7 @@ def _threads(switch: Switch) -> Iterator[Found]:
             Cause.PMD_STANDS,
             f"The PMD thread on core {some([str(core) for core in standing])} makes no progress: what it polls is not "
             "forwarded.",
-            ("its number of iterations stands still (dpif-netdev/pmd-perf-show)",), _WATCH,
+            ("its number of iterations stands still (dpif-netdev/pmd-perf-show)",), _LOST + switch.log,
         )  # fmt: skip
 
 
@@ -105,8 +108,8 @@ def _pools(switch: Switch) -> Iterator[Found]:
                 f"The packet pool of instance {switch.side} on NUMA node {pool.node} is used up: packets are dropped "
                 "because no buffer is free.",
                 (f"{pool.in_use} of {pool.buffers} buffers are in use (netdev-dpdk/get-mempool-info)",),
-                "fewer or shorter rings of devices (`n_rxq_desc`), or more memory_mb: docs/sizing.md; "
-                "`ovs-hotswap doctor --section memory`",
+                "`ovs-hotswap doctor --section memory`; more memory_mb for the instance, or fewer or shorter rings of "
+                "its NIC (`n_rxq`, `n_rxq_desc`): docs/sizing.md",
             )  # fmt: skip
 
 
@@ -132,14 +135,14 @@ def _unfinished(facts: Facts) -> Iterator[Found]:
             "An upgrade runs, or was interrupted. Until it is finished, VMs may be on either instance, and flows are "
             "those of the window.",
             (f"the journal's phase is {facts.unfinished}",),
-            "if it does not run: `ovs-hotswap resume` or `ovs-hotswap rollback`",
+            "`ovs-hotswap status` shows it; if it does not run: `ovs-hotswap resume` or `ovs-hotswap rollback`",
         )  # fmt: skip
 
 
 def _standby(facts: Facts) -> Iterator[Found]:
     """Whether another instance could take over. While an upgrade is unfinished, no standby is kept on purpose."""
     standby = facts.standby
-    if standby is None or not facts.wanted.watched or facts.unfinished is not None:
+    if standby is None or not facts.wanted.watched or not facts.settled:
         return
     if not standby.running:
         yield Found(

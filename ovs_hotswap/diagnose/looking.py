@@ -7,8 +7,7 @@ for the MACs of next hops. No lock is taken. Each part has adapters of its own, 
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,26 +26,24 @@ from ovs_hotswap.diagnose.facts import (
     VmPort,
     Wanted,
 )
+from ovs_hotswap.diagnose.parts import together
 from ovs_hotswap.diagnose.switch_look import SwitchLook
-from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
+from ovs_hotswap.errors import BrokerError, SwitchError
 from ovs_hotswap.host import uplink_ports
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.rings import samples
-from ovs_hotswap.model import Life, Severity, Side, Way
+from ovs_hotswap.model import Life, Severity, Side
 from ovs_hotswap.overlay.intent import Intent
-from ovs_hotswap.overlay.next_hops import asked
 from ovs_hotswap.overlay.ports import SECOND_UPLINK, SECOND_UPLINK_PORT, UPLINK, UPLINK_PORT, VXLAN, VXLAN_PORT
+from ovs_hotswap.plan.journal import Journals
 from ovs_hotswap.switch.rpc import listens, transact
-from ovs_hotswap.system import System, host_error
-from ovs_hotswap.upgrade import collect, uplink_proof
-from ovs_hotswap.upgrade.upgrade import Upgrader
-from ovs_hotswap.uplink.driver import rules_of
-from ovs_hotswap.waiting import Deadline, wait_until
+from ovs_hotswap.system import System
+from ovs_hotswap.waiting import wait_until
 from ovs_hotswap.watchdog import report
 
-SECONDS = 1.5
+SECONDS = 1.0
 """Between the two looks at counters: Open vSwitch adds packets to flows every half second (ofproto-dpif-upcall.c)."""
-_WHOLE_S = 5.0  # for everything beside the time between the looks
+_WHOLE_S = 7.0  # for everything beside the time between the looks; half a second more than for frames
 _ANSWER_S = 1.0
 _ASKED = 6  # next hops that are asked, as a proof does
 _PARTS = {
@@ -81,9 +78,9 @@ class Look:
             "unfinished": lambda: _unfinished(self.host()),
         }
         if active is not None or wanted.overlay or wanted.vms:  # otherwise the host's own switch was not taken over yet
-            parts["guests"] = lambda: _guests(self.host(), self._pause)
+            parts["guests"] = lambda: _guests(self.host(), self.seconds)
         if active is not None:
-            parts["switch"] = lambda: SwitchLook(self.host(), active, wanted, self._pause).switch()
+            parts["switch"] = lambda: SwitchLook(self.host(), active, wanted, self.seconds).switch()
             if wanted.overlay:
                 parts["underlay"] = lambda: self._underlay(active, host.intent, wanted)
                 parts["mtus"] = lambda: _mtus(self.host(quick=False), active)
@@ -93,50 +90,22 @@ class Look:
         unseen = tuple(Unseen(_PARTS[name], error.message, error.hint) for name, error in faults.items()
                        if not (broker and name == "guests"))  # fmt: skip
         switch = found.pop("switch", (None, ()))
+        journal = "unfinished" not in faults
         if active is not None and not wanted.overlay:
             wanted = replace(wanted, vms=_with_macs(host, active, wanted.vms, switch[0]))
         return Facts(wanted, self.seconds, active, None if gone is None else gone.message, switch=switch[0], **found,
-                     unseen=(*unseen, *switch[1]))  # fmt: skip
-
-    def _pause(self) -> None:
-        self.system.sleep(self.seconds)
+                     journal=journal, unseen=(*unseen, *switch[1]))  # fmt: skip
 
     def _underlay(self, active: Side, intent: Intent, wanted: Wanted) -> Underlay:
-        return _underlay(self.host(quick=False), active, self._hops(intent, wanted), self.probe)
+        # What one part alone needs is imported by it, while others wait for time to pass.
+        from ovs_hotswap.diagnose.underlay_look import look
+
+        return look(lambda: self.host(quick=False), active, self._hops(intent, wanted), self.probe)
 
     def _hops(self, intent: Intent, wanted: Wanted) -> list[str]:
         """The next hops that are worth a question, at most ``_ASKED``."""
         hops = [hop_in(intent, vtep) for vtep in underlay_faults.vteps_of(Facts(wanted, 0.0), self.vm)]
         return list(dict.fromkeys(hop for hop in hops if hop is not None))[:_ASKED]
-
-
-def together(
-    parts: Mapping[str, Callable[[], Any]], seconds: float
-) -> tuple[dict[str, Any], dict[str, HotswapError]]:  # fmt: skip
-    """Call all ``parts`` at once, each in a thread. Return the results, and the error of each part that failed or has
-    no result after ``seconds``."""
-    results: dict[str, Any] = {}
-    faults: dict[str, HotswapError] = {}
-
-    def act(name: str, part: Callable[[], Any]) -> None:
-        try:
-            results[name] = part()
-        except HotswapError as error:
-            faults[name] = error
-        except OSError as error:
-            faults[name] = host_error(error)
-
-    # A thread that hangs in the kernel cannot be ended: it is left behind, and ends with the process.
-    threads = [threading.Thread(target=act, args=each, daemon=True) for each in parts.items()]
-    deadline = Deadline.after(seconds, System())
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(deadline.left_s)
-    late = parts.keys() - results.keys() - faults.keys()
-    for name in late:
-        faults[name] = HotswapError(f"no answer after {seconds:g} s", hint="`ovs-hotswap doctor`")
-    return {name: results[name] for name in parts if name in results and name not in late}, dict(faults)
 
 
 # -------------------------------------------------------------------------------------------------- what it is to be
@@ -147,16 +116,16 @@ def wanted_of(host: Host) -> Wanted:
     config = host.config
     watched = config.watch.keeps_standby
     if config.program is Program.CLONE:
-        vms = {each.name: VmPort(each.name, each.ofport, each.bridge, mtu=each.mtu or 1500) for each in host.vm_ports}
+        vms = {each.name: VmPort(each.name, each.ofport, each.bridge) for each in host.vm_ports}
         return Wanted(vms, overlay=False, uplinks=tuple(uplink_ports.names(config)), watched=watched)
     intent = host.intent
     return Wanted(
-        {vm.name: VmPort(vm.name, vm.ofport, config.bridge, vm.mac, vm.vni, vm.effective_mtu) for vm in intent.vms},
+        {vm.name: VmPort(vm.name, vm.ofport, config.bridge, vm.mac, vm.vni) for vm in intent.vms},
         True, config.bridge, intent.vtep.address,
         tuple(RemoteMac(each.vni, each.mac, each.vtep) for each in intent.remotes),
         {each.address: each.mac for each in intent.neighbours if each.mac is not None},
-        intent.vtep.tunnel_mtu + intent.vtep.tunnel_bytes, intent.vtep.tunnel_mtu, tuple(uplink_ports.names(config)),
-        watched, {UPLINK: UPLINK_PORT, SECOND_UPLINK: SECOND_UPLINK_PORT, VXLAN: VXLAN_PORT},
+        intent.vtep.tunnel_mtu, tuple(uplink_ports.names(config)), watched,
+        {UPLINK: UPLINK_PORT, SECOND_UPLINK: SECOND_UPLINK_PORT, VXLAN: VXLAN_PORT},
     )  # fmt: skip
 
 
@@ -179,16 +148,15 @@ def _with_macs(host: Host, side: Side, vms: Mapping[str, VmPort], switch: Switch
         told = {row["name"]: dict(row["external_ids"][1]).get("attached-mac") for row in answer["rows"]}
         macs = {name: mac.lower() for name, mac in told.items() if mac is not None}
     if switch is not None and switch.megaflows is not None:
-        for name in vms.keys() & (switch.ports or {}).keys() - macs.keys():
-            if (mac := megaflows.sender(switch.megaflows, (switch.ports or {})[name].number)) is not None:
-                macs[name] = mac
+        ports, seen = switch.ports or {}, megaflows.senders(switch.megaflows)
+        macs = {name: seen[port.number] for name, port in ports.items() if port.number in seen} | macs
     return {name: replace(vm, mac=macs.get(name)) for name, vm in vms.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------ the parts
 
 
-def _guests(host: Host, pause: Callable[[], None]) -> dict[str, Guest]:
+def _guests(host: Host, seconds: float) -> dict[str, Guest]:
     """Raises BrokerError. One that is being replaced listens again within a second."""
     socket = host.config.broker_socket
     if host.config.backend is BackendMode.BROKER and not wait_until(lambda: listens(socket), _ANSWER_S, host.system):
@@ -196,7 +164,7 @@ def _guests(host: Host, pause: Callable[[], None]) -> dict[str, Guest]:
     before: dict[str, list[Any]] = {}
     for each in samples(host.backends.vms()):
         before.setdefault(each.vm, []).append(each)
-    pause()
+    host.system.sleep(seconds)
     found = {}
     for status in host.backends.vms():
         stopped = status.qemu is not None and host.system.stopped(status.qemu)
@@ -212,43 +180,15 @@ def _standby(host: Host) -> Standby:
 
 
 def _unfinished(host: Host) -> str | None:
-    contents = Upgrader(host).unfinished()
+    contents = Journals(host.config.state_dir, host.system).read()
     return None if contents is None else str(contents.standing.phase)
 
 
 def _mtus(host: Host, active: Side) -> tuple[tuple[str, str | None], ...]:
-    if host.instances[active].life() is not Life.RUNS:  # it would be waited for
+    from ovs_hotswap.upgrade import collect
+
+    instance = host.instances[active]
+    if instance.life() is not Life.RUNS or instance.lacks_database():  # it would be waited for
         return ()
     found = collect.mtus(host, active)
     return tuple((each.text, each.hint) for each in found if each.severity is Severity.ERROR)
-
-
-def _underlay(host: Host, active: Side, hops: Collection[str], probe: bool) -> Underlay:
-    """Raises UplinkError."""
-    uplink = host.uplink
-    steers = host.config.uplink.driver != "none"
-    faults = tuple((each.text, each.hint) for each in uplink.check() if each.severity is Severity.ERROR)
-    found = Underlay(steers, uplink.owner(), faults=faults, rules=tuple(rules_of(uplink)))
-    if not probe or host.instances[active].life() is not Life.RUNS:
-        return found
-    wanted = [
-        each for each in host.intent.neighbours if each.address in hops and _answers_are_heard(host, each.address)
-    ]
-    answers = host.underlay.asker().ask(wanted, {}) if wanted else {}
-    found = replace(found, asked=tuple(each.address for each in wanted), answers=answers, apart=_by_kernel(host))
-    if not steers or faults:
-        return found
-    ways = [uplink_proof.prove(host, active, way) for way in Way]  # a proof of both at once would wait for longer
-    return replace(found, proof=ways[0].joined(ways[1]))
-
-
-def _answers_are_heard(host: Host, address: str) -> bool:
-    """Whether the answer of a neighbour would be heard. Where the kernel has no device of the NIC, the bridge's flows
-    let only answers pass of those that are followed (``overlay.tables``)."""
-    return _by_kernel(host) or address in {each.address for each in asked(host.intent)}
-
-
-def _by_kernel(host: Host) -> bool:
-    """Whether next hops are asked from the kernel's devices (``host.underlay``)."""
-    config = host.config.uplink
-    return config.both_open and config.driver != "announce" and any(nic.device for nic in config.nics)

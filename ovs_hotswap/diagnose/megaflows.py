@@ -18,6 +18,7 @@ _PACKETS = re.compile(r"\bpackets:(?P<count>\d+)\b")
 _USED = re.compile(r"\bused:(?P<seconds>[\d.]+)s\b")
 _PUSH = re.compile(r"\btnl_push\(.*?\bipv[46]\(src=[^,]+,dst=(?P<address>[^,]+)")
 _INNERMOST = re.compile(r"\([^()]*\)")
+_SAMPLED = re.compile(r"\buserspace\(pid=\d+,(?:flow_sample|sFlow|ipfix)\([^()]*\)[^()]*\)")
 _ZONE = re.compile(r"\bzone=(\d+)")
 _MAC = re.compile(r"^(?:[0-9a-f]{2}:){5}[0-9a-f]{2}$")
 
@@ -41,7 +42,10 @@ class MegaFlow:
 
     @property
     def drops(self) -> bool:
-        return self.actions == "drop"
+        """Whether packets go nowhere, other than into a sample of the traffic (a flow log: lib/odp-util.c,
+        format_odp_userspace_action)."""
+        words = _flat(_SAMPLED.sub("sample", self.actions))
+        return all(word in ("drop", "sample", "") for word in words)
 
     def fresh(self, seconds: float) -> bool:
         """Whether a packet came in the last ``seconds``."""
@@ -80,12 +84,17 @@ def outputs(actions: str) -> list[str]:
     """Return to where packets go: the numbers of ports, and the address of each tunnel's other end as ``-> address``.
     The list is empty if they are dropped, or go to another lookup."""
     found = [f"-> {tunnel['address']}" for tunnel in _PUSH.finditer(actions)]
+    words = _flat(actions)
+    own = [word for number, word in enumerate(words) if word.isdecimal() and words[number - 1 : number] != ["tnl_push"]]
+    return [*own, *found]
+
+
+def _flat(actions: str) -> list[str]:
+    """The names of the actions, and the numbers of ports, without what is in brackets."""
     flat, before = actions, None
     while flat != before:
         before, flat = flat, _INNERMOST.sub("", flat)
-    words = [word.strip() for word in flat.split(",")]
-    own = [word for number, word in enumerate(words) if word.isdecimal() and words[number - 1 : number] != ["tnl_push"]]
-    return [*own, *found]
+    return [word.strip() for word in flat.split(",")]
 
 
 def zones(actions: str) -> set[int]:
@@ -93,10 +102,13 @@ def zones(actions: str) -> set[int]:
     return {int(zone) for zone in _ZONE.findall(actions)}
 
 
-def sender(flows: Iterable[MegaFlow], port: str) -> str | None:
-    """Return the MAC from which packets come by a port, if there is only one."""
-    found = {each.source for each in flows if each.port == port and each.vtep is None and each.source is not None}
-    return found.pop() if len(found) == 1 else None
+def senders(flows: Iterable[MegaFlow]) -> dict[str, str]:
+    """Return the MAC from which packets come by each port from which they come from one MAC alone."""
+    found = dict[str, set[str]]()
+    for each in flows:
+        if each.vtep is None and each.source is not None:
+            found.setdefault(each.port, set()).add(each.source)
+    return {port: macs.pop() for port, macs in found.items() if len(macs) == 1}
 
 
 def mac_of(flows: Iterable[MegaFlow], address: str) -> str | None:

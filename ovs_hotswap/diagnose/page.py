@@ -9,7 +9,8 @@ from ovs_hotswap.diagnose.found import Finding, Path, Report
 from ovs_hotswap.model import Severity
 
 _MARKS = {Severity.ERROR: "FAIL", Severity.WARNING: "WARN", Severity.UNKNOWN: "?", Severity.OK: "ok"}
-_ALIKE = 3  # findings of one cause about different VMs that are shown whole
+_ALIKE = 3  # findings that differ in the VM alone and are shown whole
+_OF_ONE_CAUSE = 4  # findings that differ in more
 _DROPS = 12
 
 Line = tuple[Severity | None, str]
@@ -25,8 +26,14 @@ def lines(report: Report, width: int = 100) -> Iterator[Line]:
     yield None, ""
     if not report.findings:
         yield Severity.OK, f"{_MARKS[Severity.OK]:<5} nothing that was looked at is wrong"
+    shown = dict[str, int]()
     for finding, more in _grouped(report.findings):
-        yield from _finding(finding, more, width)
+        shown[finding.cause] = number = shown.get(finding.cause, 0) + 1
+        if number <= _OF_ONE_CAUSE:
+            yield from _finding(finding, more, width)
+    for cause, number in shown.items():
+        if number > _OF_ONE_CAUSE:
+            yield None, f"      and {number - _OF_ONE_CAUSE} more [{cause}]: `ovs-hotswap --json diagnose` has all"
     if report.seen:
         yield from _heading("What was seen")
         wide = max(len(each.about) for each in report.seen)

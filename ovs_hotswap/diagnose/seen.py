@@ -35,8 +35,8 @@ def of(facts: Facts, vm: VmPort | None) -> Iterator[Seen]:
 def _guest(guest: Guest) -> Iterator[Seen]:
     status = guest.status
     parked = [str(side) for side in Side if status.switches[side].parked]
-    where = f", parked on {' and '.join(parked)}" if parked else ", parked nowhere"
-    yield Seen("owner", f"{status.owner or 'no side'} ({status.certainty}){where}")
+    where = f"parked on {' and '.join(parked)}" if parked else "parked on no other side"
+    yield Seen("owner", f"{status.owner or 'no side'} ({status.certainty}), {where}")
     then = {each.place: each for each in guest.before}
     rings = [_ring(then[each.place], each) for each in guest.after if each.place in then]
     if rings:
@@ -44,10 +44,10 @@ def _guest(guest: Guest) -> Iterator[Seen]:
 
 
 def _ring(then: RingSample, now: RingSample) -> str:
-    taken = now.used - then.used & 0xFFFF
+    moves = "is served" if now.used != then.used else "stands still"
     if now.transmits:
-        return f"ring {now.ring}: {taken} frames taken from the guest, {now.outstanding} wait"
-    return f"ring {now.ring}: {taken} frames given to the guest, {now.outstanding} of {now.size} buffers free"
+        return f"ring {now.ring} {moves}, and {now.outstanding} frames of the guest wait to be taken"
+    return f"ring {now.ring} {moves}, and {now.outstanding} of {now.size} buffers are free for what comes"
 
 
 def _port(facts: Facts, switch: Switch, vm: VmPort) -> Iterator[Seen]:
@@ -82,8 +82,11 @@ def _more(before: PortCounters, after: PortCounters, name: str) -> int:
 
 
 def _switch(switch: Switch) -> Iterator[Seen]:
-    for each in switch.cores or ():
+    cores = sorted(switch.cores or (), key=lambda each: -each.waits)
+    for each in cores[:_SHOWN]:
         yield Seen("PMD core", f"{each.core}: its thread waited for the core {each.waits:.0%} of the time")
+    if len(cores) > _SHOWN:
+        yield Seen("PMD core", f"{len(cores) - _SHOWN} more, whose threads waited for less")
     counters = switch.after
     for pool in (counters.pools if counters is not None else None) or ():
         yield Seen("packet pool", f"NUMA node {pool.node}: {pool.in_use} of {pool.buffers} buffers in use")
@@ -103,8 +106,10 @@ def _underlay(facts: Facts, vm: VmPort | None) -> Iterator[Seen]:
         address = (hop.via or vtep) if hop is not None else None
         mac = (switch.neighbours or {}).get(address or "")
         way = f" by {address}" if address not in (None, vtep) else ""
-        answered = ", which answers" if address in underlay.answers else ""
-        yield Seen("VTEP", f"{vtep}{way} at {mac or 'no MAC that is known'}{answered}; MACs behind it: {vteps[vtep]}")
+        answered = "answers" if address in underlay.answers else (
+            "does not answer" if address in underlay.asked else "was not asked")  # fmt: skip
+        yield Seen("VTEP", f"{vtep}{way} at {mac or 'no MAC that is known'}, {answered}; MACs behind it in the overlay "
+                           f"file: {vteps[vtep]}")  # fmt: skip
     if len(vteps) > _SHOWN:
         yield Seen("VTEP", f"{len(vteps) - _SHOWN} more: {some(list(vteps)[_SHOWN:])}")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from functools import cache
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from ovs_hotswap.diagnose.facts import Facts, Hop, Switch, Underlay
 from ovs_hotswap.diagnose.found import Cause, Found
@@ -27,12 +28,17 @@ def vteps_of(facts: Facts, vm: str | None) -> dict[str, int]:
     return found
 
 
-def hop_of(vtep: str, routes: Iterable[Hop]) -> Hop | None:
+@cache
+def _network(destination: str) -> IPv4Network | IPv6Network:
+    """Hundreds of VTEPs are looked for in the same few routes."""
+    return ip_network(destination, strict=False)
+
+
+def hop_of(vtep: str, routes: Sequence[Hop]) -> Hop | None:
     """The route by which the switch sends to a VTEP: the most exact one. ``None`` if it has none."""
     address = ip_address(vtep)
-    fitting = [(ip_network(each.destination, strict=False).prefixlen, each) for each in routes
-               if address in ip_network(each.destination, strict=False)]  # fmt: skip
-    return max(fitting, key=lambda each: each[0], default=(0, None))[1]
+    fitting = [each for each in routes if address in _network(each.destination)]
+    return max(fitting, key=lambda each: _network(each.destination).prefixlen, default=None)
 
 
 def judge(facts: Facts, vm: str | None) -> Iterator[Found]:
@@ -55,23 +61,24 @@ def _uplink_ports(facts: Facts, switch: Switch) -> Iterator[Found]:
     """The findings about the uplink's ports. One that passes nothing is only a warning while another one is well."""
     if switch.ports is None:
         return
-    found = {name: list(_uplink_port(switch, name)) for name in facts.wanted.uplinks}
+    found = {name: list(_uplink_port(switch, name, overlay=facts.wanted.overlay)) for name in facts.wanted.uplinks}
     well = any(not each for each in found.values())
     for each in found.values():
         yield from (replace(one, cause=Cause.UPLINK_DEGRADED) for one in each) if well else each
 
 
-def _uplink_port(switch: Switch, name: str) -> Iterator[Found]:
+def _uplink_port(switch: Switch, name: str, *, overlay: bool) -> Iterator[Found]:
     counted = ((switch.after.ports if switch.after is not None else None) or {}).get(name)
     port = (switch.ports or {}).get(name)
     if port is not None and port.present:
         yield from state(switch, port, counted, f"the uplink ({name})", None, cause=Cause.UPLINK_PORT)
         return
     error = counted.error if counted is not None else None
+    again = "`ovs-hotswap overlay apply`" if overlay else f"`{switch.vsctl('list Interface', name)}`"
     yield Found(
-        Cause.UPLINK_PORT, f"Instance {switch.side} does not have its uplink open: VMs reach no other host.",
-        (f"the switch says: {error}" if error else f"the datapath has no port {name} (dpctl/show)",),
-        "`ovs-hotswap doctor --section devices`, then `ovs-hotswap overlay apply`",
+        Cause.UPLINK_PORT, f"Instance {switch.side} does not have its uplink open ({name}): VMs reach no other host.",
+        (f"the switch says: {error}" if error else "the datapath has no such port (dpctl/show)",),
+        f"`ovs-hotswap doctor --section devices`, then {again}; the reason is in {switch.log}",
     )  # fmt: skip
 
 
@@ -79,7 +86,7 @@ def _rule(facts: Facts, switch: Switch, underlay: Underlay) -> Iterator[Found]:
     for text, hint in underlay.faults:
         yield Found(Cause.UPLINK_RULE, f"The uplink's steering is not as it must be: {text}.",
                     underlay.rules or ("no rule is in place",), hint or "`ovs-hotswap uplink show`")  # fmt: skip
-    if not underlay.steers or not underlay.known or facts.unfinished is not None or underlay.owner == switch.side:
+    if not underlay.steers or not facts.settled or underlay.owner == switch.side:
         return
     where = f"to instance {underlay.owner}" if underlay.owner is not None else "to no instance"
     yield Found(
@@ -103,7 +110,7 @@ def _hops(facts: Facts, switch: Switch, vteps: Collection[str]) -> Iterator[Foun
     if lost:
         yield Found(
             Cause.ROUTE_MISSING, f"Instance {switch.side} has no route to VTEP {some(lost)}: nothing is sent there.",
-            (f"its {len(switch.routes)} routes (ovs/route/show) do not lead to it",), _APPLY,
+            ("ovs/route/show has no route that leads there",), _APPLY,
         )  # fmt: skip
     for hop, behind in needed.items() if switch.neighbours is not None else ():
         yield from _neighbour(facts, switch, hop, behind)
@@ -115,6 +122,8 @@ def _neighbour(facts: Facts, switch: Switch, hop: str, behind: Collection[str]) 
     right = answers.get(hop) or facts.wanted.macs.get(hop)
     gateway = "" if hop in behind else f", the gateway to {what}"
     if mac is None:
+        if hop in answers and hop not in facts.wanted.macs:
+            return  # it is followed, and has aged out unused: the next packet has Open vSwitch ask for it again
         known = f"; it is at {right}" if right else ""
         yield Found(
             Cause.NEIGHBOUR_MISSING,
@@ -123,28 +132,32 @@ def _neighbour(facts: Facts, switch: Switch, hop: str, behind: Collection[str]) 
         )  # fmt: skip
     elif right is not None and mac != right:
         said = f"it answers from {right}" if hop in answers else f"the overlay file says {right}"
+        mend = _APPLY if facts.wanted.macs.get(hop, right) == right else (
+            "correct or remove the `mac` of its [[neighbour]] in the overlay file, then `ovs-hotswap overlay apply`"
+        )  # fmt: skip
         yield Found(
             Cause.NEIGHBOUR_WRONG,
             f"Instance {switch.side} sends packets for {hop}{gateway} to another MAC than that host's: {what} gets "
             "nothing.",
-            (f"tnl/neigh/show has {mac}, and {said}",),
-            "correct or remove the `mac` of its [[neighbour]] in the overlay file, then `ovs-hotswap overlay apply`",
+            (f"tnl/neigh/show has {mac}, and {said}",), mend,
         )  # fmt: skip
 
 
 def _silent(switch: Switch, underlay: Underlay) -> Iterator[Found]:
-    # If no next hop answers anyone, it is not known what the uplink does with the questions.
-    deaf = underlay.apart and underlay.asked and not underlay.answers
-    nics = {nic: [way for way, passes in (("sends", deaf or proof.out), ("takes", proof.into)) if passes is False]
-            for nic, proof in _by_nic(underlay.proof)}  # fmt: skip
+    # If no next hop answers the kernel either, it is not known what the uplink does with questions.
+    nobody = underlay.apart and bool(underlay.asked) and not underlay.answers
+    nics = {
+        nic: [*(["sends"] if proof.out is False and not nobody else []), *(["takes"] if proof.into is False else [])]
+        for nic, proof in _by_nic(underlay.proof)
+    }
     cause = Cause.UPLINK_SILENT if all(nics.values()) else Cause.UPLINK_DEGRADED
     for nic, ways in nics.items():
         if ways:
             yield Found(
                 cause, f"Instance {switch.side}'s uplink{nic} {' and '.join(ways)} nothing, though its port is up.",
                 tuple(_PROVEN[way] for way in ways),
-                "spoof checking, trust, VLAN and MAC of its virtual function (`ip -d link show`); `tc -s filter show`; "
-                "`ovs-hotswap doctor --section devices`",
+                "spoof checking, trust, VLAN and MAC of its virtual function: `ip -d link show`; its rules and their "
+                "counters: `ovs-hotswap uplink show`; its devices: `ovs-hotswap doctor --section devices`",
             )  # fmt: skip
 
 
@@ -166,17 +179,18 @@ def _by_nic(proof: Proof | None) -> Iterator[tuple[str, Proof]]:
 def _answers(facts: Facts, switch: Switch, underlay: Underlay, vteps: dict[str, int]) -> Iterator[Found]:
     """Which next hops of VTEPs do not answer. A VTEP behind a gateway cannot be asked, only the gateway."""
     heard = {flow.vtep for flow in switch.megaflows or () if flow.vtep is not None and flow.fresh(_HEARD_S)}
+    routes = {vtep: hop_of(vtep, switch.routes or ()) for vtep in vteps}
     for hop in underlay.asked:
-        routes = {vtep: hop_of(vtep, switch.routes or ()) for vtep in vteps}
         behind = sorted(vtep for vtep, route in routes.items() if vtep == hop or (route and route.via == hop))
         if hop in underlay.answers or not behind or heard & set(behind):
             continue
         what = f"VTEP {hop}" if behind == [hop] else f"{hop}, the gateway to VTEP {some(behind)},"
         count = sum(vteps[each] for each in behind)
+        macs = "the MAC" if count == 1 else f"the {count} MACs"
         yield Found(
             Cause.VTEP_SILENT,
-            f"{what} does not answer. What VMs send to MACs behind it ({count}) is lost, unless that host is only "
-            "silent.",
+            f"{what} does not answer. What VMs send to {macs} behind it is lost, unless that host only does not answer "
+            "questions.",
             ("three questions for its MAC (ARP, or neighbour discovery) had no answer",
              f"no tunnel packet from it in the last {_HEARD_S:.0f} s"),
             f"see whether {hop} is the right address (the `vtep` of [[remote]] in the overlay file), then that host",

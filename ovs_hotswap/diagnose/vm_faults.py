@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ovs_hotswap.backends import OwnerCertainty, VmStatus
-from ovs_hotswap.counters.drops import Reason, drops, growth
 from ovs_hotswap.counters.values import PortCounters
+from ovs_hotswap.diagnose.drop_counts import overflows
 from ovs_hotswap.diagnose.facts import Facts, Guest, Port, Switch, VmPort
 from ovs_hotswap.diagnose.found import Cause, Found
 from ovs_hotswap.host.rings import RingSample, fault
@@ -19,14 +19,14 @@ _FEW = 16
 
 def judge(facts: Facts, asked: str | None = None) -> Iterator[Found]:
     """The findings about every VM. ``asked``: the VM about which the user asks: it is expected to run."""
-    overflows = _overflows(facts.switch)
+    lost = overflows(facts)
     for name, guest in (facts.guests or {}).items():
-        yield from _guest(facts, guest, overflows.get(name, 0), named=name == asked)
+        yield from _guest(facts, guest, lost.get(name, 0), named=name == asked)
     if facts.switch is not None and facts.switch.ports is not None:
         for name, vm in facts.wanted.vms.items():
             guest_or_none = (facts.guests or {}).get(name)
             if guest_or_none is None or guest_or_none.status.to_serve:
-                yield from _port(facts.switch, vm, guest_or_none)
+                yield from _port(facts.switch, vm, guest_or_none, overlay=facts.wanted.overlay)
 
 
 def _guest(facts: Facts, guest: Guest, lost: int, *, named: bool) -> Iterator[Found]:
@@ -41,7 +41,8 @@ def _guest(facts: Facts, guest: Guest, lost: int, *, named: bool) -> Iterator[Fo
         yield Found(
             Cause.NOT_PROTECTED,
             f"A switch serves {name} without the broker: nothing takes it over, and its rings cannot be seen.",
-            (status.absent.text if status.absent else "",), f"`ovs-hotswap adopt {name}`", name,
+            (status.absent.text if status.absent else "its QEMU is connected with a switch",),
+            f"`ovs-hotswap adopt {name}`", name,
         )  # fmt: skip
     elif not status.has_guest:
         if named:
@@ -52,10 +53,11 @@ def _guest(facts: Facts, guest: Guest, lost: int, *, named: bool) -> Iterator[Fo
         if named:
             yield Found(
                 Cause.NO_DRIVER,
-                f"The guest {name} has not started its network device: it boots, or its driver is not loaded.",
-                (f"none of its {len(status.rings)} rings is started",), f"in the guest: `ip link`; here: {show}", name,
+                f"The guest {name} does not use its network device: it is paused, boots, or its driver is not loaded.",
+                (f"none of its {len(status.rings)} rings is started",),
+                f"the state of the VM (`virsh domstate {name}`), its console; then {show}", name,
             )  # fmt: skip
-    elif facts.unfinished is None and facts.active is not None and not status.confirmed_on(facts.active):
+    elif facts.settled and facts.active is not None and not status.confirmed_on(facts.active):
         yield _owner(status, facts.active, show)
     else:
         yield from _rings(facts, guest, lost, show)
@@ -96,14 +98,18 @@ def _rings(facts: Facts, guest: Guest, lost: int, show: str) -> Iterator[Found]:
     if switch is None or switch.life is not Life.RUNS or guest.stopped or down:
         return  # that is a finding of its own
     then = {each.place: each for each in guest.before}
-    stuck = [why for each in guest.after if each.place in then and (why := fault(then[each.place], each))]
-    if stuck:
-        named = "; ".join(stuck)
-        yield Found(
-            Cause.RING_NOT_SERVED,
+    faults = [(each, why) for each in guest.after if each.place in then and (why := fault(then[each.place], each))]
+    if faults:
+        named = "; ".join(f"ring {each.ring}: {why}" for each, why in faults)
+        text = (
             f"The guest {name} has frames to send, and no switch takes them, though {guest.status.owner} is its owner "
-            "by the record: its ring was left parked, or its queue is not polled.",
-            (f"for {facts.seconds:.1f} s: {named}", *_polled(switch, name)),
+            "by the record: its ring was left parked, or its queue is not polled."
+            if all(each.fits for each, _ in faults) else
+            f"The indices of a ring of {name} do not fit each other, so it cannot be served: its guest is faulty, or "
+            "two switches have written to it."
+        )  # fmt: skip
+        yield Found(
+            Cause.RING_NOT_SERVED, text, (f"for {facts.seconds:.1f} s: {named}", *_polled(switch, name)),
             f"take the guest's device down and up; or `ovs-hotswap vm quarantine {name}`, then `ovs-hotswap vm release "
             f"{name}`: its owner gets the rings again",
             name,
@@ -112,7 +118,7 @@ def _rings(facts: Facts, guest: Guest, lost: int, show: str) -> Iterator[Found]:
 
 def _polled(switch: Switch, name: str) -> tuple[str, ...]:
     port = (switch.ports or {}).get(name)
-    return () if port is None else (f"{port.queues} of its queues are polled (dpif-netdev/pmd-rxq-show)",)
+    return () if port is None else (f"PMD threads poll {port.queues} of its queues (dpif-netdev/pmd-rxq-show)",)
 
 
 def _hung(facts: Facts, guest: Guest, lost: int) -> Iterator[str]:
@@ -134,34 +140,27 @@ def _full(then: RingSample, now: RingSample, lost: int) -> bool:
     return now.avail == then.avail and (now.outstanding == 0 or (lost > 0 and now.outstanding < _FEW))
 
 
-def _overflows(switch: Switch | None) -> dict[str, int]:
-    """How many packets each port has dropped while we looked because its ring was full."""
-    if switch is None or switch.before is None or switch.after is None:
-        return {}
-    grown = growth(drops(switch.before, {}), drops(switch.after, {}))
-    return {each.port: each.packets for each in grown if each.reason is Reason.RING_FULL}
-
-
 # --------------------------------------------------------------------------------------------------------------- ports
 
 
-def _port(switch: Switch, vm: VmPort, guest: Guest | None) -> Iterator[Found]:
+def _port(switch: Switch, vm: VmPort, guest: Guest | None, *, overlay: bool) -> Iterator[Found]:
     ports, name = switch.ports or {}, vm.name
     port, counted = ports.get(name), _counted(switch, name)
     started = guest is not None and any(ring.started for ring in guest.status.rings)
     if port is None or not port.present:
         error = counted.error if counted else None
+        again = "`ovs-hotswap overlay apply`" if overlay else f"`{switch.vsctl('list Interface', name)}`"
         yield Found(
             Cause.PORT_MISSING, f"Instance {switch.side} has no port for {name}, so nothing passes.",
             (f"the switch says: {error}" if error else "the datapath does not have it (dpctl/show)",),
-            "`ovs-hotswap overlay apply`; the reason is in ovs-vswitchd.log of the instance", name,
+            f"{again}; the reason is in {switch.log}", name,
         )  # fmt: skip
         return
     yield from state(switch, port, counted, name, name if guest is not None else None, link=started)
-    if started and guest is not None and not port.queues:
+    if started and not port.queues and "PORT_DOWN" not in port.flags:
         yield Found(
             Cause.NOT_POLLED, f"No PMD thread polls the port of {name}, so nothing that it sends is seen.",
-            ("dpif-netdev/pmd-rxq-show has no queue of it",),
+            ("dpif-netdev/pmd-rxq-show has no queue of it that is enabled",),
             f"`{switch.appctl('dpif-netdev/pmd-rxq-rebalance')}`", name,
         )  # fmt: skip
 
@@ -170,25 +169,21 @@ def state(switch: Switch, port: Port, counted: PortCounters | None, what: str, v
           cause: Cause | None = None) -> Iterator[Found]:  # fmt: skip
     """The findings about a port that is there and passes nothing. ``link``: whether it is to have a link. ``cause``:
     what a port that is down is called."""
-    blocked = sorted(port.flags & {"NO_RECV", "NO_FWD"})
-    reasons = []
+    down = f"The port of {what} is down, so nothing passes."
     if "PORT_DOWN" in port.flags or (counted is not None and counted.admin_up is False):
-        reasons.append("it was taken down by a command (PORT_DOWN)")
-    elif link and counted is not None and counted.link_up is False:
-        reasons.append("it has no link (Interface.link_state)")
-    if reasons:
         up = switch.ofctl(port.bridge, "mod-port", port.name, "up") if port.bridge else switch.vsctl(
             "list Interface", port.name)  # fmt: skip
+        yield Found(cause or Cause.PORT_DOWN, down, ("it was taken down by a command (PORT_DOWN)",), f"`{up}`", vm)
+    elif link and counted is not None and counted.link_up is False:
+        mend = f"is its device up in the guest? `ovs-hotswap vm show {vm}`" if vm is not None else (
+            "the cable, or the virtual function: `ovs-hotswap doctor --section devices`")  # fmt: skip
+        yield Found(cause or Cause.PORT_DOWN, down, ("it has no link (Interface.link_state)",), mend, vm)
+    for flag in sorted(port.flags & _ALLOWS.keys()):
+        does = "sends nothing to" if flag == "NO_FWD" else "takes nothing from"
         yield Found(
-            cause or Cause.PORT_DOWN, f"The port of {what} is down, so nothing passes.", tuple(reasons),
-            f"`{up}`; if it has no link: the cable, the VF, or the guest's device", vm,
-        )  # fmt: skip
-    if blocked:
-        yield Found(
-            Cause.PORT_BLOCKED,
-            f"The port of {what} {'sends' if 'NO_FWD' in blocked else 'takes'} nothing: an OpenFlow flag forbids it.",
-            (f"its flags are {', '.join(blocked)} (ovs-ofctl dump-ports-desc)",),
-            "; ".join(f"`{switch.ofctl(port.bridge, 'mod-port', port.name, _ALLOWS[flag])}`" for flag in blocked), vm,
+            Cause.PORT_BLOCKED, f"Instance {switch.side} {does} the port of {what}: an OpenFlow flag forbids it.",
+            (f"it has the flag {flag} (ovs-ofctl dump-ports-desc)",),
+            f"`{switch.ofctl(port.bridge, 'mod-port', port.name, _ALLOWS[flag])}`", vm,
         )  # fmt: skip
 
 

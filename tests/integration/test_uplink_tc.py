@@ -26,7 +26,7 @@ from ovs_hotswap.uplink.frames import Host, PacketSockets, tunnel_probe
 from ovs_hotswap.uplink.match import Match
 from ovs_hotswap.uplink.rtnl import INGRESS, RtnlTrafficControl
 from ovs_hotswap.uplink.tc import TcUplink
-from tests.integration.bpf import program
+from tests.support.bpf import program
 
 HOST = f"ovsh-test-{os.getpid()}-host"
 REMOTE = f"ovsh-test-{os.getpid()}-remote"

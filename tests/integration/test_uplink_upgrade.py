@@ -28,7 +28,7 @@ from ovs_hotswap.upgrade import collect
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.upgrade.uplink_checks import PROGRAMS
 from ovs_hotswap.upgrade.uplink_proof import SAMPLE_S
-from tests.integration.bpf import program
+from tests.support.bpf import program
 from tests.support.lab_bed import serving_lab
 
 

@@ -29,9 +29,9 @@ from tests.support.fake_backends import ring_status, vm_status
 VM1, VM2 = "52:54:00:64:00:01", "52:54:00:64:00:02"
 FAR, VTEP, OWN, HOP_MAC = "52:54:00:64:ff:fe", "172.31.0.2", "172.31.0.1", "52:54:00:1f:00:02"
 WANTED = Wanted(
-    vms={"vm1": VmPort("vm1", 10, "br0", VM1, 100, 1450), "vm2": VmPort("vm2", 11, "br0", VM2, 100, 1450)},
+    vms={"vm1": VmPort("vm1", 10, "br0", VM1, 100), "vm2": VmPort("vm2", 11, "br0", VM2, 100)},
     bridge="br0", vtep=OWN, remotes=(RemoteMac(100, FAR, VTEP),), macs={VTEP: HOP_MAC}, uplinks=("uplink",),
-    fixed_ports={"uplink": 1, "vxlan": 2},
+    fixed_ports={"uplink": 1, "vxlan": 2}, tunnel_mtu=1450,
 )  # fmt: skip
 STATISTICS = {"tx_packets": 900, "rx_packets": 900, "tx_dropped": 0, "ovs_tx_failure_drops": 0,
               "ovs_tx_mtu_exceeded_drops": 0, "ovs_tx_qos_drops": 0, "ovs_rx_qos_drops": 0,
@@ -76,8 +76,8 @@ def guest(name: str, first: tuple[tuple[int, int], ...] = ((256, 20), (40, 40)),
 
 
 SWITCH = Switch(
-    Side.A, "/run/ovs-hotswap/a", "/run/ovs-hotswap/a/ovs-vswitchd.ctl", before=counters(), after=counters(),
-    watched=1.5,
+    Side.A, "/run/ovs-hotswap/a", "/run/ovs-hotswap/a/ovs-vswitchd.ctl", "/run/ovs-hotswap/a/ovs-vswitchd.log",
+    before=counters(), after=counters(), watched=1.5,
     ports={name: port(name) for name in COUNTED}, routes=(Hop("172.31.0.0/24", None), Hop("172.31.0.1/32", None)),
     neighbours={VTEP: HOP_MAC}, megaflows=(), cores=(CoreUse(1, 0.05),),
 )  # fmt: skip

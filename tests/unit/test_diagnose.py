@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
+import click
 import pytest
 
 from ovs_hotswap.backends import ABSENT_SWITCH, Absence, AbsenceCause, OwnerCertainty, Switches
+from ovs_hotswap.cli import main
 from ovs_hotswap.counters.values import ConntrackCounts, ZoneLimit
 from ovs_hotswap.diagnose import underlay_faults
-from ovs_hotswap.diagnose.facts import CoreUse, Facts, Hop, Standby, Unseen, VmPort
+from ovs_hotswap.diagnose.facts import CoreUse, Facts, Hop, Standby, Unseen, VmPort, Wanted
 from ovs_hotswap.diagnose.found import WARNINGS, Cause
 from ovs_hotswap.diagnose.judging import Answer, Asked, report
 from ovs_hotswap.diagnose.target import Place, Question, Target, find, questions
@@ -132,6 +135,36 @@ def test_a_planted_fault_is_the_first_finding(facts: Facts, cause: Cause, vm: st
     assert first.command
 
 
+@pytest.mark.parametrize("facts", [each[1] for each in PLANTED], ids=[each[0] for each in PLANTED])
+def test_the_next_command_is_one_that_there_is(facts: Facts) -> None:
+    for finding in report(facts, Asked(WANTED.vms["vm1"])).findings:
+        named = re.findall(r"`ovs-hotswap ([^`]+)`", finding.command)
+        assert [words for words in named if not exists(words.split())] == []
+        assert not re.search(r"None|unix:/\.|  | $|``", finding.command)
+
+
+def exists(words: list[str]) -> bool:
+    """Whether the program has this command, with its options."""
+    command: click.Command = main.cli
+    context = click.Context(command)
+    while isinstance(command, click.Group) and words:
+        found = command.get_command(context, words.pop(0))
+        if found is None:
+            return False
+        command = found
+    options = {option for each in command.params for option in each.opts}
+    return not isinstance(command, click.Group) and {word for word in words if word.startswith("-")} <= options
+
+
+@pytest.mark.parametrize("facts", [each[1] for each in PLANTED], ids=[each[0] for each in PLANTED])
+def test_where_others_program_the_bridges_nothing_is_said_of_an_overlay_file(facts: Facts) -> None:
+    vms = {name: replace(vm, mac=None, vni=None) for name, vm in WANTED.vms.items()}
+    wanted = Wanted(vms, overlay=False, uplinks=("uplink",))
+    switch = None if facts.switch is None else replace(facts.switch, differences=())
+    for finding in report(replace(facts, wanted=wanted, underlay=None, switch=switch, mtus=())).findings:
+        assert not re.search("overlay|tunnel", " ".join([finding.text, *finding.evidence, finding.command])), finding
+
+
 def test_every_cause_is_planted_here_or_needs_a_question() -> None:
     planted = {cause for _, _, cause, _ in PLANTED}
     assert set(Cause) - planted == {Cause.NO_GUEST, Cause.NO_DRIVER}
@@ -143,6 +176,11 @@ def test_the_cause_comes_before_what_it_leads_to() -> None:
     facts = replace(bed.with_guest(STUCK), switch=replace(bed.SWITCH, neighbours={}, cores=(CoreUse(1, 0.9),)))
     found = [each.cause for each in report(replace(facts, standby=Standby(False))).findings]
     assert found == [Cause.PMD_STARVED, Cause.RING_NOT_SERVED, Cause.NEIGHBOUR_MISSING, Cause.NOT_PROTECTED]
+    without_flows = replace(
+        bed.switch(differences=("+table=0 priority=100,in_port=2 actions=drop",)),
+        underlay=replace(UNDERLAY, proof=Proof(True, False)),
+    )
+    assert [each.cause for each in report(without_flows).findings] == [Cause.FLOWS_DIFFER, Cause.UPLINK_SILENT]
 
 
 def test_what_is_not_known_comes_before_a_warning_and_after_an_error() -> None:
@@ -200,6 +238,67 @@ def test_an_unfinished_upgrade_explains_owners_and_flows() -> None:
     assert [each.cause for each in report(facts).findings] == [Cause.UNFINISHED]
 
 
+def test_a_journal_that_cannot_be_read_leaves_open_what_owners_and_flows_are_to_be() -> None:
+    facts = replace(bed.with_guest(bed.guest("vm1", owner=Side.B)), journal=False, standby=Standby(False),
+                    unseen=(Unseen("The upgrade's journal", "it is damaged"),))  # fmt: skip
+    facts = replace(facts, switch=replace(bed.SWITCH, differences=("-cookie=0x5, priority=1 actions=drop",)),
+                    underlay=replace(UNDERLAY, owner=Side.B))  # fmt: skip
+    assert [each.cause for each in report(facts).findings] == [Cause.NOT_SEEN]
+
+
+def test_counters_of_a_switch_that_was_started_again_are_not_compared() -> None:
+    before = bed.counted("vm1", bed.counters(process=(6, 1)))
+    again = bed.switch(before=before, after=bed.counted("vm1", statistics={"ovs_rx_qos_drops": 4}))
+    assert report(again).findings == ()
+    assert [each.now for each in report(again).drops] == [0]
+
+
+def test_a_part_that_one_look_lacks_is_not_compared() -> None:
+    flows = bed.grew(Kind.DROP_SPOOFED, 9, 10).switch
+    assert flows is not None
+    for facts in (
+        replace(HEALTHY, switch=replace(flows, before=bed.counters(flows=None))),
+        bed.switch(before=bed.counters(coverage=None), after=bed.counters(coverage={"datapath_drop_meter": 3})),
+        bed.switch(before=bed.counters(ports=None), after=bed.counted("vm1", statistics={"ovs_rx_qos_drops": 4})),
+    ):
+        assert report(facts).findings == ()
+
+
+def test_a_rest_that_may_be_the_time_between_two_counters_is_no_empty_pool() -> None:
+    assert report(lost("uplink", rx_missed_errors=90, rx_dropped=95)).findings[0].cause is Cause.DROPPED
+    assert report(lost("uplink", rx_missed_errors=90, rx_dropped=290)).findings[0].cause is Cause.POOL_EMPTY
+    assert report(lost("uplink", rx_dropped=3)).findings[0].cause is Cause.POOL_EMPTY
+
+
+def test_a_full_ring_of_a_nic_is_no_vm() -> None:
+    first = report(lost("uplink", ovs_tx_failure_drops=4, tx_dropped=4)).findings[0]
+    assert (first.cause, first.vm) == (Cause.RING_FULL, None)
+    assert "vm show" not in first.command
+    assert "n_txq_desc" in first.command
+
+
+def test_a_full_table_of_connections_is_one_finding() -> None:
+    full = bed.counters(conntrack=ConntrackCounts(5, 5), coverage={"conntrack_full": 3})
+    (only,) = report(bed.switch(before=bed.counters(coverage={}), after=full)).findings
+    assert len(only.evidence) == 2
+
+
+def test_indices_that_do_not_fit_are_not_taken_for_a_parked_ring() -> None:
+    torn = bed.guest("vm1", ((276, 20), (40, 40)), ((276, 20), (40, 900)))
+    first = report(bed.with_guest(torn)).findings[0]
+    assert first.cause is Cause.RING_NOT_SERVED
+    assert "do not fit" in first.text
+
+
+def test_a_followed_neighbour_that_nobody_uses_may_age_out() -> None:
+    """Open vSwitch asks for it again with the next packet; one with a MAC in the file it may not ask for."""
+    aged = bed.switch(neighbours={})
+    assert report(aged).findings[0].cause is Cause.NEIGHBOUR_MISSING
+    assert report(replace(aged, wanted=replace(WANTED, macs={}))).findings == ()
+    silent = replace(aged, wanted=replace(WANTED, macs={}), underlay=replace(UNDERLAY, answers={}))
+    assert report(silent).findings[0].cause is Cause.NEIGHBOUR_MISSING
+
+
 def test_copies_for_a_vm_that_the_other_side_serves_are_no_loss() -> None:
     moved = replace(bed.with_guest(bed.guest("vm1", owner=Side.B)), unfinished="forward")
     facts = replace(moved, switch=lost("vm1", ovs_tx_failure_drops=9, tx_dropped=9).switch)
@@ -221,7 +320,11 @@ def test_a_quiet_vtep_that_sends_is_not_silent() -> None:
 
 
 def test_old_flows_proofs_of_the_uplink_and_frames_for_all_say_nothing() -> None:
-    old = bed.flow(source="02:00:00:00:00:01", used=9.0)
+    old = bed.flow(source="02:00:00:00:00:01", used=3.0)
+    counted_late = replace(bed.grew(Kind.DROP_SPOOFED, 9, 10).switch or bed.SWITCH, megaflows=(old,))
+    assert report(replace(HEALTHY, switch=counted_late)).findings == (), "the VM has its own MAC again"
+    unknown = bed.flow(to="02:00:00:00:00:02", used=3.0)
+    assert report(bed.switch(megaflows=(unknown,))).findings == (), "the overlay file has it now"
     proof = bed.flow(port="4", vni=0, vtep=VTEP)
     left = bed.flow(port="4", vni=100, vtep="172.31.0.9", source=None, to=VM1, actions="3", used=3.0)
     assert report(bed.switch(megaflows=(left,))).findings == (), "the remote host may have left the file since"
@@ -236,6 +339,13 @@ def test_a_mac_of_another_vni_is_a_wrong_vni_and_no_unknown_mac() -> None:
     found = [each for each in report(facts).findings if each.vm == "vm1"]
     assert [each.cause for each in found] == [Cause.WRONG_VNI]
     assert "101" in found[0].text
+
+
+def test_many_macs_that_nobody_has_are_one_finding() -> None:
+    flows = tuple(bed.flow(to=f"02:00:00:00:00:{number:02x}") for number in range(200))
+    (only,) = report(bed.switch(megaflows=flows)).findings
+    assert (only.cause, only.vm) == (Cause.UNKNOWN_MAC, "vm1")
+    assert "197 more" in only.text
 
 
 def test_the_most_exact_route_leads_to_a_vtep() -> None:
@@ -264,6 +374,10 @@ def test_a_way_through_bridges_of_others_names_the_ports_that_are_known() -> Non
     steps = tuple(Step(bridge, 0, "", 5, 0, (("output:11", ()),)) for bridge in ("br0", "br-ex"))
     answer = Answer(Question("A packet of vm1 to x", "br0", "in_port=10", "vm1", needed=False), Trace(steps, ("3",)))
     (path,) = report(replace(HEALTHY, wanted=foreign), Asked(), [answer]).paths
+    dropped = replace(answer, trace=Trace(steps, ("drop",)))
+    for given, told in ((answer, False), (dropped, True)):
+        limits = report(replace(HEALTHY, wanted=foreign), Asked(), [given]).limits
+        assert any("port security" in limit for limit in limits) is told
     assert path.steps[0].endswith("out by vm2.")
     assert path.steps[1].endswith("out by port 11."), "a number means another port on another bridge"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ovs_hotswap.config_file import load_config
+from ovs_hotswap.diagnose import drop_counts
 from ovs_hotswap.diagnose.asking import answers, asked
 from ovs_hotswap.diagnose.facts import Facts, Switch, Unseen
 from ovs_hotswap.diagnose.found import Cause
@@ -105,20 +106,31 @@ OFPST_PORT reply (OF1.4) (xid=0x2): 2 ports
 """
 
 
+class Passing(FakeSystem):
+    """A system on which something happens while a caller sleeps."""
+
+    meanwhile: Callable[[float], None] = staticmethod(lambda seconds: None)
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        self.meanwhile(seconds)
+
+
 @dataclass
 class Bed:
-    """``told``: what ovs-vswitchd answers to each command; one that is missing is refused. ``pid_file`` is its own.
-    ``ids``: the ``external_ids`` of interfaces."""
+    """``told``: what ovs-vswitchd answers to each command; one that is missing is refused. ``printed``: what ovs-ofctl
+    prints, by command. ``pid_file`` is its own. ``ids``: the ``external_ids`` of interfaces."""
 
     host: Host
+    system: Passing
     told: dict[str, Any]
+    printed: dict[str, str]
     pid_file: Path
     asked: Daemon
-    pauses: list[float]
     ids: dict[str, list[list[str]]]
 
     def look(self) -> tuple[Switch, tuple[Unseen, ...]]:
-        return SwitchLook(self.host, Side.A, wanted_of(self.host), lambda: self.pauses.append(1.0)).switch()
+        return SwitchLook(self.host, Side.A, wanted_of(self.host), 1.0).switch()
 
 
 @pytest.fixture
@@ -136,21 +148,24 @@ def bed() -> Iterator[Bed]:
         return told.get(method, RuntimeError(f'"{method}" is not a valid command'))
 
     def transact(method: str, params: list[Any]) -> Any:
-        named = [row(name=name, ofport=number, external_ids=["map", ids.get(name, [])])
+        named = [row(name=name, ofport=number, external_ids=["map", ids.get(name, [])], _uuid=["uuid", name])
                  for name, number in (("vm1", 10), ("vm2", 11), ("uplink", 1))]  # fmt: skip
-        return [{"rows": named} for _ in params[1:]]
+        ports = [{"_uuid": ["uuid", f"port {each['name']}"], "interfaces": ["uuid", each["name"]]} for each in named]
+        bridge = {"name": "br0", "ports": ["set", [each["_uuid"] for each in ports]]}
+        rows = {"Interface": named, "Port": ports, "Bridge": [bridge]}
+        return [{"rows": rows[each["table"]]} for each in params[1:]]
 
     def run(argv: Sequence[str]) -> tuple[int, str]:
-        texts = {"dump-ports-desc": (ANSWERS / "dump-ports-desc.txt").read_text(), "dump-ports": PORTS,
-                 "dump-flows": FLOWS}  # fmt: skip
-        return 0, next((text for command, text in texts.items() if command in argv), "")
+        return 0, next((text for command, text in printed.items() if command in argv), "")
 
-    system = FakeSystem(run)
+    printed = {"dump-ports-desc": (ANSWERS / "dump-ports-desc.txt").read_text(), "dump-ports": PORTS,
+               "dump-flows": FLOWS}  # fmt: skip
+    system = Passing(run)
     for pid, file in ((os.getpid(), paths.vswitchd_pid), (os.getppid(), paths.ovsdb_pid)):
         file.write_text(f"{pid}\n")
         system.processes[pid] = ["daemon", f"--pidfile={file}"]
     daemons = Daemon(paths.vswitchd_ctl, command), Daemon(paths.db_socket, transact)
-    yield Bed(Host(config, system, quick=True), told, paths.vswitchd_pid, daemons[0], [], ids)
+    yield Bed(Host(config, system, quick=True), system, told, printed, paths.vswitchd_pid, daemons[0], ids)
     for daemon in daemons:
         daemon.close()
     shutil.rmtree(directory)
@@ -160,7 +175,8 @@ def test_a_look_has_everything_of_an_instance(bed: Bed) -> None:
     found, unseen = bed.look()
     assert unseen == ()
     assert (found.life, found.silent, found.database, found.differences) == (Life.RUNS, None, True, ())
-    assert bed.pauses == [1.0]
+    assert found.watched == 1.0
+    assert found.log.endswith("ovs-vswitchd.log")
     assert found.ports is not None
     assert (found.ports["vm1"].number, found.ports["vm1"].mtu, found.ports["vm1"].queues) == ("2", 1450, 1)
     assert found.ports["vm1"].flags == {"NO_FWD"}
@@ -179,22 +195,58 @@ def test_ports_have_the_counters_of_this_moment_and_not_those_of_the_database(be
     assert found.after is not None
     ports = found.after.ports or {}
     assert ports["vm1"].count("rx_packets") == 77
-    assert ports["vm2"].count("tx_dropped") == 3, "the bridge says nothing of it, so the database's are taken"
+    assert ports["vm2"].statistics == {}, "the bridge says nothing of it, and the database's are of another time"
+
+
+def test_counters_that_only_one_look_has_are_of_no_use(bed: Bed) -> None:
+    """All that a port ever dropped would otherwise be taken for what it drops now."""
+    assert _grown(bed) == {}, "nothing changes"
+    bed.printed["dump-ports"] = ""
+
+    def now(seconds: float) -> None:
+        bed.printed["dump-ports"] = PORTS if seconds == 1.0 else ""
+
+    bed.system.meanwhile = now
+    assert _grown(bed) == {}, "the first look has none"
+    bed.printed["dump-ports"] = PORTS
+    bed.system.meanwhile = lambda seconds: bed.printed.update({"dump-ports": PORTS if seconds < 1.0 else ""})
+    assert _grown(bed) == {}, "the second one has none"
+    bed.told["coverage/show"] = "1 events never hit\n"
+    bed.printed["dump-ports"] = PORTS
+    bed.system.meanwhile = lambda seconds: bed.told.update({"coverage/show": COVERAGE} if seconds == 1.0 else {})
+    assert _grown(bed) != {}, "events that had never happened happen"
+    del bed.told["coverage/show"]
+    assert _grown(bed) == {}, "the first look could not be made"
+
+
+def _grown(bed: Bed) -> dict[str, int]:
+    found, _ = bed.look()
+    grown = drop_counts.grown(Facts(wanted_of(bed.host), 1.0, Side.A, switch=found))
+    return {each.reason: each.packets for each in grown if each.packets}
+
+
+def test_what_flows_count_too_late_is_not_of_this_look(bed: Bed) -> None:
+    """Before the first look at counters, packets of the time before have half a second to be added to them."""
+    more = FLOWS.replace("n_packets=3", "n_packets=12")
+    bed.system.meanwhile = lambda seconds: bed.printed.update({"dump-flows": more})
+    assert _grown(bed) == {}
+    bed.printed["dump-flows"] = FLOWS
+    bed.system.meanwhile = lambda seconds: bed.printed.update({"dump-flows": more} if seconds == 1.0 else {})
+    assert _grown(bed) == {"spoofed": 9}
 
 
 @pytest.mark.parametrize(
     ("command", "field", "part"),
     [
-        ("ovs/route/show", "routes", "Its routes"), ("tnl/neigh/show", "neighbours", "Its neighbours"),
-        ("dpctl/dump-flows", "megaflows", "The flows of its datapath"),
-        ("dpif-netdev/pmd-rxq-show", "ports", "Its ports"),
+        ("ovs/route/show", "routes", "routes"), ("tnl/neigh/show", "neighbours", "neighbours"),
+        ("dpctl/dump-flows", "megaflows", "datapath flows"), ("dpif-netdev/pmd-rxq-show", "ports", "ports"),
     ],
 )  # fmt: skip
 def test_a_part_that_cannot_be_read_is_named(bed: Bed, command: str, field: str, part: str) -> None:
     del bed.told[command]
     found, unseen = bed.look()
     assert getattr(found, field) is None
-    assert part in {each.part for each in unseen}
+    assert f"The {part} of instance a" in {each.part for each in unseen}
 
 
 def test_a_counter_that_cannot_be_read_is_named(bed: Bed) -> None:
@@ -202,30 +254,22 @@ def test_a_counter_that_cannot_be_read_is_named(bed: Bed) -> None:
     found, unseen = bed.look()
     assert found.after is not None
     assert found.after.coverage is None
-    assert [each.part for each in unseen] == ["Its counters (coverage)"]
+    assert [each.part for each in unseen] == ["The counters (coverage) of instance a"]
 
 
 def test_too_many_flows_are_not_read(bed: Bed) -> None:
     bed.told["dpctl/show"] = SHOWN.replace("flows: 20\n", "flows: 20001\n")
     found, unseen = bed.look()
     assert found.megaflows is None
-    assert any("20001" in each.why for each in unseen)
+    assert unseen == (), "to leave them out is no fault of the host"
+    assert any("20001 flows" in each for each in report(Facts(wanted_of(bed.host), 1.0, Side.A, switch=found)).limits)
     assert "dpctl/dump-flows" not in {command for command, _ in bed.asked.asked}
 
 
 def test_a_thread_that_makes_progress_does_not_stand(bed: Bed) -> None:
-    bed.pauses = _Progress(bed)
+    rounds = {"dpif-netdev/pmd-perf-show": PERFORMANCE.format(count=9)}
+    bed.system.meanwhile = lambda seconds: bed.told.update(rounds if seconds == 1.0 else {})
     assert bed.look()[0].standing == ()
-
-
-class _Progress(list[float]):
-    """While the look pauses, the PMD thread goes through its queues."""
-
-    def __init__(self, bed: Bed) -> None:
-        self._bed = bed
-
-    def append(self, seconds: float) -> None:
-        self._bed.told["dpif-netdev/pmd-perf-show"] = PERFORMANCE.format(count=9)
 
 
 def test_an_instance_that_does_not_answer_is_asked_no_more(bed: Bed) -> None:
@@ -234,6 +278,19 @@ def test_an_instance_that_does_not_answer_is_asked_no_more(bed: Bed) -> None:
     assert found.silent
     assert (found.before, unseen) == (None, ())
     assert [command for command, _ in bed.asked.asked] == ["version"]
+
+
+def test_an_instance_without_its_database_is_not_asked_what_it_cannot_answer(bed: Bed) -> None:
+    paths = bed.host.instances[Side.A].paths
+    paths.ovsdb_pid.unlink()
+    bed.printed.clear()
+    before = len(bed.system.ran)
+    found, unseen = bed.look()
+    assert (found.database, unseen) == (False, ())
+    assert len(bed.system.ran) == before, "no ovs-ofctl was run"
+    facts = Facts(wanted_of(bed.host), 1.0, Side.A, switch=replace(found, standing=(), megaflows=()))
+    assert report(facts).findings[0].cause is Cause.DATABASE_GONE
+    assert any("ovsdb-server" in each for each in report(facts).limits)
 
 
 def test_a_dead_instance_is_not_asked(bed: Bed) -> None:
@@ -252,7 +309,11 @@ def test_the_flow_tables_are_asked_about_a_vm(bed: Bed) -> None:
     silent = replace(facts, switch=replace(found, silent="no answer"))
     assert answers(bed.host, silent, asked(facts, "vm1", FAR)) == []
     del bed.told["ofproto/trace"]
-    assert answers(bed.host, facts, asked(facts, "vm1", FAR)) == [], "left out, and not taken for a drop"
+    unknown = answers(bed.host, facts, asked(facts, "vm1", FAR))
+    assert [each.trace.delivered for each in unknown] == [None, None], "it is not taken for a drop"
+    told_of = report(facts, asked(facts, "vm1", FAR), unknown)
+    assert not any("ofproto/trace" in each.command for each in told_of.findings)
+    assert "is not known" in told_of.paths[0].steps[0]
 
 
 def test_the_next_hops_of_a_vm_are_asked_and_no_others(bed: Bed) -> None:

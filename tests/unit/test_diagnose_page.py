@@ -21,17 +21,19 @@ from ovs_hotswap.cli.output import Output
 from ovs_hotswap.config_file import load_config
 from ovs_hotswap.counters.drops import Reason
 from ovs_hotswap.diagnose.asking import asked
-from ovs_hotswap.diagnose.facts import Facts, Standby, Unseen
+from ovs_hotswap.diagnose.facts import Facts, RemoteMac, Standby, Unseen
 from ovs_hotswap.diagnose.found import Cause, Found, Report
 from ovs_hotswap.diagnose.judging import Answer, Asked, report
-from ovs_hotswap.diagnose.looking import hop_in, together, wanted_of
+from ovs_hotswap.diagnose.looking import hop_in, wanted_of
 from ovs_hotswap.diagnose.page import headlines, lines
+from ovs_hotswap.diagnose.parts import together
 from ovs_hotswap.diagnose.target import Place, questions
 from ovs_hotswap.diagnose.trace import parse
 from ovs_hotswap.errors import ConfigError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.intent import load_intent
+from ovs_hotswap.overlay.tables import Kind
 from tests.support.json_schema import faults
 from tests.unit import diagnose_bed as bed
 from tests.unit.diagnose_bed import FAR, HEALTHY, VTEP, WANTED
@@ -83,8 +85,8 @@ def test_the_page_of_a_vm_shows_what_becomes_of_its_traffic() -> None:
 
 def test_each_finding_has_its_evidence_and_the_next_command() -> None:
     text = page(report(GONE))
-    assert text.index("FAIL  The broker does not answer.") < text.index("seen: cannot connect")
-    assert text.index("seen: cannot connect") < text.index("next: `systemctl restart ovs-hotswap-broker`")
+    assert text.index("FAIL  The broker does not answer") < text.index("seen: cannot connect")
+    assert text.index("seen: cannot connect") < text.index("next: systemd")
     assert "[broker-gone]" in text
 
 
@@ -95,6 +97,21 @@ def test_the_same_of_many_vms_is_told_once() -> None:
     assert len(found.findings) == 255
     assert text.count("[not-protected]") == 1
     assert "the same of 254 more" in text
+
+
+def test_many_findings_of_one_cause_are_counted() -> None:
+    lines_of_flows = tuple(
+        bed.line(
+            Kind.TO_REMOTE, "set_field:172.31.0.9->tun_dst,output:2", f",dl_dst=52:54:00:65:00:{number:02x}", vni=100
+        )
+        for number in range(200)
+    )
+    remotes = tuple(RemoteMac(100, f"52:54:00:65:00:{number:02x}", VTEP) for number in range(200))
+    found = report(replace(bed.switch(differences=lines_of_flows), wanted=replace(WANTED, remotes=remotes)))
+    text = page(found)
+    assert len(found.findings) == 200
+    assert text.count("[wrong-vtep]") == 5
+    assert "and 196 more [wrong-vtep]" in text
 
 
 def test_long_lines_are_wrapped_and_commands_are_not() -> None:

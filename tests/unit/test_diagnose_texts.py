@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ovs_hotswap.diagnose import megaflows, trace
-from ovs_hotswap.diagnose.cores import CoreTime, others, uses
+from ovs_hotswap.diagnose.cores import CoreTime, others, times, uses
 from ovs_hotswap.diagnose.found import Cause
 from ovs_hotswap.diagnose.judging import report
 from tests.unit import diagnose_bed as bed
@@ -174,6 +175,32 @@ def test_a_real_dump_shows_which_vm_is_in_the_wrong_vni() -> None:
     assert [each.vm for each in found] == ["vm1", "vm1", "vm1", "vm2"]
 
 
+@pytest.mark.parametrize(
+    ("actions", "drops"),
+    [
+        ("drop", True),
+        ("2", False),
+        ("tnl_pop(3)", False),
+        ("ct(zone=5),recirc(0x3)", False),
+        (
+            "userspace(pid=0,flow_sample(probability=65535,collector_set_id=26739,obs_domain_id=1,obs_point_id=10,output_port=0))",
+            True,
+        ),
+        (
+            "sample(sample=10.0%,actions(userspace(pid=0,flow_sample(probability=6553,obs_point_id=10,output_port=0))))",
+            True,
+        ),
+        ("sample(sample=10.0%,actions(userspace(pid=0,flow_sample(probability=6553,output_port=0)))),2", False),
+        (
+            "userspace(pid=0,controller(reason=1,dont_send=0,continuation=0,recirc_id=1,rule_cookie=0,controller_id=0))",
+            False,
+        ),
+    ],
+)
+def test_a_flow_that_only_samples_drops(actions: str, drops: bool) -> None:
+    assert bed.flow(actions=actions).drops is drops
+
+
 def test_the_mac_behind_an_address_is_what_all_flows_say() -> None:
     flows = megaflows.parse(FLOWS)
     assert megaflows.mac_of(flows, "10.0.0.1") == "52:54:00:64:00:01"
@@ -194,10 +221,10 @@ def test_where_the_flows_of_a_datapath_lead() -> None:
 
 def test_the_mac_of_a_sender_is_the_only_one_of_its_port() -> None:
     flows = megaflows.parse(FLOWS)
-    assert megaflows.sender(flows, "3") == "52:54:00:64:00:01"
-    assert megaflows.sender(flows, "4") is None, "it is the tunnel's"
+    assert megaflows.senders(flows)["3"] == "52:54:00:64:00:01"
+    assert "4" not in megaflows.senders(flows), "it is the tunnel's"
     two = megaflows.parse(FLOWS + FLOWS.replace("src=52:54:00:64:00:01", "src=52:54:00:64:00:09"))
-    assert megaflows.sender(two, "3") is None
+    assert "3" not in megaflows.senders(two)
 
 
 def test_the_share_of_the_time_that_a_thread_waits() -> None:
@@ -206,6 +233,9 @@ def test_the_share_of_the_time_that_a_thread_waits() -> None:
     assert [(each.core, each.waits) for each in uses(before, after, 2.0)] == [(1, 0.25)]
     never = {7: CoreTime(1, 5, 5, runnable=True)}
     assert uses(never, never, 2.0)[0].waits == 1.0
+    assert uses(never, never, 2.0, {1})[0].waits == 0.0, (
+        "what it has run is added once a second on a core without ticks"
+    )
     asleep = {7: CoreTime(1, 5, 5)}
     assert uses(asleep, asleep, 2.0)[0].waits == 0.0
     assert uses({7: CoreTime(1, 0, 0)}, {7: CoreTime(1, 0, 9_000_000_000)}, 2.0)[0].waits == 1.0
@@ -229,4 +259,22 @@ def test_who_had_a_core_is_named_with_its_share(tmp_path: Path) -> None:
         for process, core in ((5, 1), (6, 2), (8, 1)):
             ran(process, core, 1_000_000_000 + int(seconds * 0.75e9))
 
-    assert others(1, 8, tmp_path, sleep) == ("hog (x) (process 5) had it for 75% of the time",)
+    assert others({1, 3}, 8, tmp_path, sleep) == {1: ("hog (x) (process 5) had it for 75% of the time",), 3: ()}
+    assert others((), 8, tmp_path, lambda seconds: pytest.fail("no core is in need")) == {}
+
+
+def test_a_kernel_without_an_account_says_nothing_of_a_thread(tmp_path: Path) -> None:
+    """This process has no thread of that name, so one is made up beside its own."""
+    pid = os.getpid()
+    task = tmp_path / str(pid) / "task" / str(pid)
+    task.mkdir(parents=True)
+    before = Path(f"/proc/{pid}/task/{pid}/comm").read_text()
+    try:
+        Path(f"/proc/{pid}/task/{pid}/comm").write_text("pmd-c03/id:9")
+        (task / "stat").write_text(f"{pid} (pmd-c03/id:9) R 1\n")
+        (task / "schedstat").write_text("0 0 0\n")
+        assert times(pid, tmp_path) == {}
+        (task / "schedstat").write_text("7 5 1\n")
+        assert times(pid, tmp_path) == {pid: CoreTime(3, 7, 5, runnable=True)}
+    finally:
+        Path(f"/proc/{pid}/task/{pid}/comm").write_text(before)

@@ -73,6 +73,7 @@ PURE = {
     "ovs_hotswap.diagnose.found", "ovs_hotswap.diagnose.facts", "ovs_hotswap.diagnose.host_faults",
     "ovs_hotswap.diagnose.vm_faults", "ovs_hotswap.diagnose.underlay_faults", "ovs_hotswap.diagnose.seen",
     "ovs_hotswap.diagnose.megaflows", "ovs_hotswap.diagnose.trace", "ovs_hotswap.diagnose.page",
+    "ovs_hotswap.diagnose.drop_counts",
     "ovs_hotswap.metrics.catalogue", "ovs_hotswap.metrics.histogram", "ovs_hotswap.metrics.history",
     "ovs_hotswap.metrics.tally",
     "ovs_hotswap.flowlog.ipfix", "ovs_hotswap.flowlog.mediator",
