@@ -89,7 +89,7 @@ _ALL = (
     Metric("vm_connected", _G, "1 if the VM's QEMU is connected.", ("vm",)),
     Metric("vm_protected", _G, "1 if the other side could take the VM at once, or the VM needs no network.", ("vm",)),
     Metric("vm_quarantined", _G, "1 if the VM is in quarantine.", ("vm",)),
-    Metric("vm_moves_total", _C, "How often the VM's rings were given to another side.", ("vm",)),
+    Metric("vm_moves_total", _C, "Handovers of the VM. A failover is none.", ("vm",)),
     Metric("vm_dropped_packets_total", _C, "Packets to or from the VM that were dropped, by reason. It never goes "
            "backwards over an upgrade or a failover.", ("vm", "reason")),
     # Packets of the host.

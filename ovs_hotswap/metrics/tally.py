@@ -24,6 +24,7 @@ that of a flow its kind, VNI and ofport, each with a blank between them (``drop_
 _PARTS = ("ports", "flows", "coverage")
 _SETTLES_S = 6.0  # other_config:stats-update-interval, which is 5 s by default, and what a look takes
 _FORGET_S = 3600.0
+_BY_DEVICE = frozenset({Reason.NIC_MISSED, Reason.NO_BUFFER})
 _RECONFIGURED = "bridge_reconfigure"  # vswitchd/bridge.c: what it has counted begins in the database with the first one
 
 
@@ -32,8 +33,7 @@ class Seen:
     """The last look at a side. ``fresh``: its ``process`` began after the first look, so all that it counts is new.
     ``configured``: the process has its ports, and the database has what it has counted. ``drops``: what it had counted,
     without zeros, by the part that was read. ``flows``: the same of each cookie. ``ports``: of each port the packets
-    that it had received and sent, and those that it had dropped when sending, which become fewer only if the port has
-    set its counters back."""
+    that it had received, and those that it had dropped when sending (``_resets``)."""
 
     process: Process | None
     fresh: bool = False
@@ -104,16 +104,16 @@ def advance(tally: Tally, now: Counted) -> Tally:
     for side, counters in now.sides.items():
         before, counters = _before(tally.seen.get(side), counters)
         counted = {part: _counted(part, counters, ofports) for part in _PARTS}
-        ports = {name: _traffic(port) for name, port in (counters.ports or {}).items()}
-        reset = _resets(before.ports, ports)
+        ports = {name: _traffic(port, before.ports.get(name, (0, 0))) for name, port in (counters.ports or {}).items()}
+        reset = {"ports": _resets(before, counters.ports or {}, ports, counted["ports"])}
         grown = [drop for part, found in counted.items() if not _first(part, before)
-                 for drop in _grown(before.drops.get(part, {}), found, reset if part == "ports" else {})]  # fmt: skip
+                 for drop in _grown(before.drops.get(part, {}), found, reset.get(part, _Resets()))]  # fmt: skip
         duties = {drop.port: _duty(side, drop.port, tally, now) for drop in grown if drop.port in ofports}
         for drop in losses(grown, duties):
             key = drop_key(*drop.place)
             sums[key] = sums.get(key, 0) + drop.packets
         _add_flows(flows, before, counters)
-        seen[side] = _after(before, counters, counted, ports, reset)
+        seen[side] = _after(before, counters, counted, ports, reset["ports"])
         here |= {key for found in counted.values() for key, drop in found.items() if drop.port not in ofports}
     for key in here:
         sums.setdefault(key, 0)  # so that the first drop shows as growth
@@ -182,15 +182,36 @@ def _counted(part: str, counters: SwitchCounters, ofports: Mapping[str, int]) ->
     return {drop_key(*drop.place): drop for drop in drops(SwitchCounters(counters.process, **alone), ofports)}
 
 
-def _traffic(port: PortCounters) -> tuple[int, int]:
-    return port.count("rx_packets") + port.count("tx_packets"), port.count("tx_dropped")
+def _traffic(port: PortCounters, before: tuple[int, int]) -> tuple[int, int]:
+    """Return what a port has received, and what it has dropped when sending. A port whose guest is not connected does
+    not tell (lib/netdev-dpdk.c, netdev_dpdk_vhost_get_stats): then it is what it told ``before``."""
+    told = port.statistics
+    return told.get("rx_packets", before[0]), told.get("tx_dropped", before[1])
 
 
-def _resets(before: Mapping[str, tuple[int, int]], now: Mapping[str, tuple[int, int]]) -> dict[str, bool]:
-    """Return the ports that have set their own counters back, and whether their device has done so too."""
-    both = ((name, traffic, before.get(name, (0, 0))) for name, traffic in now.items())
-    return {name: traffic[0] < last[0] for name, traffic, last in both
-            if traffic[0] < last[0] or traffic[1] < last[1]}  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class _Resets:
+    """The ports that have set counters back since the last look: their ``own``, and those that their ``device`` keeps
+    for a port, which a NIC does, and vhost does for as long as a guest is connected."""
+
+    own: Set[str] = frozenset()
+    device: Set[str] = frozenset()
+
+
+def _resets(
+    before: Seen, ports: Mapping[str, PortCounters], now: Mapping[str, tuple[int, int]], counted: Mapping[str, Drop]
+) -> _Resets:
+    """Find the resets. A port sets all its own counters back at once, ``tx_dropped`` among them (lib/netdev-dpdk.c,
+    dpdk_vhost_reconfigure_helper), and what it counts never becomes less otherwise. A NIC's device begins again only
+    with a new port."""
+    known = before.drops.get("ports", {})
+    both = [(name, traffic, before.ports[name]) for name, traffic in now.items() if name in before.ports]
+    device = {name for name, (received, _), (last, _) in both if received < last}
+    own = {name for name, (_, dropped), (_, last) in both if dropped < last}
+    own |= {name for name in device if not ports[name].vhost}
+    own |= {drop.port for key, drop in counted.items()
+            if drop.reason not in _BY_DEVICE | DIFFERENCES and drop.packets < known.get(key, 0)}  # fmt: skip
+    return _Resets(own, device)
 
 
 def _first(part: str, before: Seen) -> bool:
@@ -198,25 +219,24 @@ def _first(part: str, before: Seen) -> bool:
     return part not in before.drops and not before.fresh
 
 
-def _grown(before: Counts, now: Mapping[str, Drop], reset: Mapping[str, bool]) -> Iterator[Drop]:
-    """Yield what was counted since the last look. ``reset``: of ports (``_resets``)."""
+def _grown(before: Counts, now: Mapping[str, Drop], reset: _Resets) -> Iterator[Drop]:
+    """Yield what was counted since the last look."""
     for key, drop in now.items():
         known = _known(before.get(key, 0), drop, reset)
         if drop.packets > known:
             yield Drop(drop.reason, drop.packets - known, drop.port, drop.vni)
 
 
-def _known(before: int, drop: Drop, reset: Mapping[str, bool]) -> int:
+def _known(before: int, drop: Drop, reset: _Resets) -> int:
     """Return what a counter had counted at the last look, or 0 if it was set back since: then all of it is new.
 
     A counter that is less than before was set back by itself, as that of a flow that was replaced. A difference of two
-    counters (NOT_READY, NO_BUFFER) may only seem so, as they are not read at the same instant. What a NIC has received
-    is counted by the device, which keeps it when the switch makes the port again.
+    counters (NOT_READY, NO_BUFFER) may only seem so, as they are not read at the same instant. What a NIC has missed is
+    counted by the device, which keeps it when the switch makes the port again.
     """
     if not before:
         return 0
-    by_device = drop.reason in {Reason.NIC_MISSED, Reason.NO_BUFFER}
-    set_back = reset.get(drop.port, False) if by_device else drop.port in reset
+    set_back = drop.port in (reset.device if drop.reason in _BY_DEVICE else reset.own)
     return 0 if set_back or (drop.packets < before and drop.reason not in DIFFERENCES) else before
 
 
@@ -231,7 +251,7 @@ def _add_flows(sums: dict[str, int], before: Seen, counters: SwitchCounters) -> 
 
 def _after(
     before: Seen, counters: SwitchCounters, counted: Mapping[str, Mapping[str, Drop]],
-    ports: Mapping[str, tuple[int, int]], reset: Mapping[str, bool],
+    ports: Mapping[str, tuple[int, int]], reset: _Resets,
 ) -> Seen:  # fmt: skip
     """Return what is known for the next look. A port, a flow or an event that is gone is forgotten: it would count from
     0. A difference keeps the most that it was, so that no packet of it is counted twice."""

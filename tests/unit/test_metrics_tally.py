@@ -79,6 +79,28 @@ def test_the_rest_of_a_ports_drops_is_not_counted_again_after_it_was_read_betwee
     assert tally.drops[FULL] == 120
 
 
+def vhost(full: int, policed: int = 0, **told: int) -> SwitchCounters:
+    """A switch with the port of a VM, whose own counters are there even if no guest is."""
+    statistics = {"ovs_tx_failure_drops": full, "ovs_rx_qos_drops": policed, **told}
+    return SwitchCounters(
+        OLD, ports={"vm1": PortCounters("vm1", "dpdkvhostuserclient", 10, statistics=statistics)},
+        coverage={"bridge_reconfigure": 1},
+    )  # fmt: skip
+
+
+def test_a_guest_that_goes_and_comes_back_makes_nothing_count_again() -> None:
+    """Without a guest a port tells no packets, and for a new one these begin at 0, while the port's own counters stay.
+    When it is made again with other queues, they begin at 0 too."""
+    looks = [vhost(0, rx_packets=10, tx_packets=10, tx_dropped=0),
+             vhost(40, 7, rx_packets=99, tx_packets=99, tx_dropped=40),
+             vhost(45, 8), vhost(45, 8), vhost(46, 8, rx_packets=1, tx_packets=0, tx_dropped=50),
+             vhost(2, 9, rx_packets=1000, tx_packets=0, tx_dropped=3)]  # fmt: skip
+    tally = after(*(look(15.0 * number, a=each) for number, each in enumerate(looks)))
+    assert tally.drops[FULL] == 46 + 2
+    assert tally.drops[drop_key(Reason.POLICING, "vm1")] == 8 + 9
+    assert tally.drops[drop_key(Reason.NOT_READY, "vm1")] == 4 + 1
+
+
 def test_a_port_that_sets_its_counters_back_counts_from_zero_for_every_reason() -> None:
     tally = after(*rest((10, 1000), (20, 1010), (5, 7)))
     assert tally.drops[FULL] == 15
