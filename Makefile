@@ -7,7 +7,7 @@ BACKEND ?= $(or $(ROAD),broker)
 # Where `make packages` unpacks what it built, for what needs it without installing it.
 export OVS_HOTSWAP_PACKAGES ?= $(CURDIR)/build/packages/root/opt/ovs-hotswap
 .DEFAULT_GOAL := help
-.PHONY: help setup test-setup venv test-venv test-trees demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover bench-window bench-flowlog bench-hosts bench-diagnose bench-fleet soak soak-cuts soak-packages soak-uplinks soak-hosts flowlog neutron faults guests packages-setup packages packages-qemu packages-check lock man fuzz lint clean
+.PHONY: help setup test-setup venv test-venv test-trees demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover bench-window bench-flowlog bench-hosts bench-diagnose bench-metrics bench-fleet soak soak-cuts soak-packages soak-uplinks soak-hosts flowlog neutron faults guests packages-setup packages packages-qemu packages-check lock man fuzz lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -104,6 +104,10 @@ bench-hosts: setup ## take over 30 and 64 VMs of a running switch that others pr
 
 bench-diagnose: setup ## how long `diagnose` takes with 16 and 255 healthy VMs, and that it finds nothing (root)
 	$(BIN)/python -m bench diagnose --report diagnose-report.json
+
+bench-metrics: setup test-setup ## a real Prometheus through an upgrade and a failover, and what a scrape costs with up to 255 VMs (root)
+	OVS_HOTSWAP_METRICS=1 $(BIN)/pytest tests/integration/test_metrics_live.py
+	$(BIN)/python -m bench scrape --report scrape-report.json
 
 bench-fleet: venv ## simulate runs over 10 000 hosts, and write the tables and plots of docs/fleet.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action ignore -e '.[bench]'

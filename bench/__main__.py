@@ -20,6 +20,7 @@ from bench import (
     phases,
     report,
     scale,
+    scrape,
     soak,
     takeover,
     window_cost,
@@ -33,7 +34,7 @@ BENCHMARKS = {
     "moves": moves, "failover": failover, "scale": scale, "soak": soak, "alternatives": alternatives, "phases": phases,
     "forwarding": forwarding, "floods": floods, "kinds": kinds, "modes": modes, "takeover": takeover, "fleet": fleet,
     "report": report, "window": window_cost,
-    "hosts": hosts, "flowlog": flowlog, "diagnose": diagnose,
+    "hosts": hosts, "flowlog": flowlog, "diagnose": diagnose, "scrape": scrape,
 }  # fmt: skip
 
 
