@@ -1,8 +1,9 @@
 """Makes one exporter of two instances. Pure.
 
-Each instance numbers its templates and its messages for itself, from its own start, and instances of different releases
-give one template id different fields. A collector that tells exporters by address and observation domain, as nfcapd
-does, would read one instance's records by the other's templates, and see sequence numbers that go backwards.
+Each instance numbers its templates and its messages for itself, from its own start, and another release may give a
+template id other fields (those of Open vSwitch 3.1 and 3.5 are the same). A collector that tells exporters by address
+and observation domain, as nfcapd does, would see sequence numbers that go back and forth, and might read one instance's
+records by the other's templates.
 
 What is sent on is of one exporter (an IPFIX mediator, RFC 6183): a template id has the same fields as long as this
 lives, sequence numbers have no gap for what was taken, and templates are repeated, because UDP may lose them and a

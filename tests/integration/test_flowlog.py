@@ -48,6 +48,8 @@ PORT = 50_000  # to which the simulated guests send
 DESTINATION_PORT = 11
 DOMAIN = int.from_bytes(socket.inet_aton(VTEP))
 Sums = Counter[tuple[int, int, int]]
+LONG = "OVS_HOTSWAP_FLOWLOG" in os.environ
+"""`make flowlog` sets it: the upgrade is rolled back, too, and an instance is killed."""
 _LOOKS = 20
 
 
@@ -182,7 +184,7 @@ def test_a_relay_that_is_started_later_has_the_templates_sent_again(logged: Logg
 
 
 def test_nothing_is_missing_or_doubled_through_an_upgrade_and_back(logged: Logged) -> None:
-    """And the ids stay the same, and what the two collectors were given is the same."""
+    """And the ids stay the same."""
     before = logged.fleet.stop()
     logged.settled()
     counted, octets = logged.sums(), logged.sums(LAYER2_OCTETS)
@@ -193,7 +195,8 @@ def test_nothing_is_missing_or_doubled_through_an_upgrade_and_back(logged: Logge
     said = [each for each in report.checks if each.check == "flow log"]
     assert [(each.severity, each.text) for each in said] == [
         (Severity.OK, "instance a has exported all that it held")]  # fmt: skip
-    assert Upgrader(logged.host).rollback(lambda _event: None).committed
+    if LONG:
+        assert Upgrader(logged.host).rollback(lambda _event: None).committed
     after = logged.fleet.stop()
     logged.settled()
     wanted = logged.wanted(before, after)
@@ -220,17 +223,18 @@ def test_a_change_of_the_settings_takes_effect_and_leaves_nothing(logged: Logged
     logged.configure()
     logged.apply()
     host = logged.host
-    plain = flow_tables.flows(host, Side.A, Form.FINAL)
+    side = host.active()
+    plain = flow_tables.flows(host, side, Form.FINAL)
     assert not any("sample(" in line for line in plain)
-    assert host.openflow(Side.A).diff(plain) == []
-    socket_path = host.instances[Side.A].paths.db_socket
+    assert host.openflow(side).diff(plain) == []
+    socket_path = host.instances[side].paths.db_socket
     for table in ("Flow_Sample_Collector_Set", "IPFIX"):
         assert host.system.run(["ovs-vsctl", f"--db=unix:{socket_path}", "--bare", "list", table]).stdout == ""
     logged.on()
     logged.apply()
 
 
-@pytest.mark.skipif("OVS_HOTSWAP_FLOWLOG" not in os.environ, reason="`make flowlog` kills an instance as well")
+@pytest.mark.skipif(not LONG, reason="`make flowlog` kills an instance, too")
 def test_what_an_instance_held_when_it_was_killed_is_missing_and_said(logged: Logged) -> None:
     before = logged.fleet.stop()
     logged.settled()

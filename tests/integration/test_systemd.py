@@ -217,6 +217,37 @@ def test_a_restart_of_the_watchdog_leaves_both_instances(machine: Machine) -> No
     assert pids(machine) == before
 
 
+def test_the_flow_log_is_followed_and_its_relay_hears_both_instances(machine: Machine) -> None:
+    def sets() -> list[str]:
+        found = [
+            machine.run(
+                [
+                    "ovs-vsctl",
+                    "--timeout=10",
+                    f"--db=unix:/run/ovs-hotswap/{side}/db.sock",
+                    "--bare",
+                    "--columns=id",
+                    "list",
+                    "Flow_Sample_Collector_Set",
+                ]
+            ).stdout.strip()
+            for side in "ab"
+        ]
+        return [each for each in found if each]  # fmt: skip
+
+    assert sets() == []
+    machine.write("/etc/ovs-hotswap/config.toml", config() + '\n[flowlog]\ncollectors = ["127.0.0.1:4739"]\n')
+    machine.run(["systemctl", "start", FLOWLOG])
+    wait(machine, lambda: ask(machine, "flowlog", "show")["relay"]["listening"] == ["a", "b"], "both are heard")
+    wait(machine, lambda: len(sets()) == 2, "the watchdog follows")
+    assert ask(machine, "flowlog", "show")["problems"] == []
+    assert list(machine.processes(FLOWLOG)) == [int(machine.show(FLOWLOG, "MainPID"))]
+    machine.write("/etc/ovs-hotswap/config.toml", config())
+    wait(machine, lambda: sets() == [], "the watchdog follows again")
+    machine.run(["systemctl", "stop", FLOWLOG])
+    assert machine.log(FLOWLOG).count("WARNING") == 0
+
+
 def test_a_watchdog_that_hangs_is_replaced(machine: Machine) -> None:
     before = pids(machine)
     watchdog, restarts = machine.show(WATCH, "MainPID"), int(machine.show(WATCH, "NRestarts"))

@@ -322,6 +322,29 @@ def test_two_instances_with_different_templates_of_one_id_are_one_exporter() -> 
     assert {side: each.records for side, each in mediator.counts.items()} == {"a": 10, "b": 10}
 
 
+ANSWERS = Path(__file__).parent / "answers" / "flowlog"
+
+
+@pytest.mark.parametrize("version", ["3.1", "3.5"])
+def test_what_open_vswitch_really_sends(version: str) -> None:
+    """Captured in a lab: templates, what the process says of itself, and records of both directions. Half of the
+    packets were forwarded and counted as dropped."""
+    messages = [bytes.fromhex(line) for line in (ANSWERS / f"ipfix-{version}.txt").read_text().split()]
+    raw, told, mediator = Reader(), Reader(), Mediator()
+    for message in messages:
+        raw.take("switch", message)
+        given_to(told, mediator.take("a", message))
+    own = [record for domain, record in raw.records if domain]
+    assert len(own) == len(told.records) == 12
+    for before, (_, after) in zip(own, told.records, strict=True):
+        left_out = before.keys() - after.keys()
+        assert left_out == {*range(132, 136), 174, 175, 199, 85, 86, *range(353, 359)}
+        assert {element: after[element] for element in before.keys() - left_out} == {
+            element: value for element, value in before.items() if element not in left_out}  # fmt: skip
+    assert any(int.from_bytes(record[DROPPED]) for record in own)
+    assert (told.out_of_order, told.unknown, told.redefined, mediator.counts["a"].unknown) == (0, 0, 0, 0)
+
+
 def test_totals_of_a_process_become_padding() -> None:
     shape = (*OLD, (DROPPED, 8, 0), (85, 8, 0), (353, 8, 0), (TOTAL, 8, 6876))
     mediator, reader, exporter = Mediator(), Reader(), Exporter(shape)
