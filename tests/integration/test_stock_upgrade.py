@@ -41,6 +41,7 @@ def test_there_and_back_without_a_lost_packet(
         with host.traffic() as traffic:
             there = operator.ask("upgrade", "--release", "tree")
             print(there)
+            looked = operator.ask("diagnose", timeout=30.0)
             after = programmed(host)
             version = host.appctl("version")
             running = host.switch_pid
@@ -51,6 +52,8 @@ def test_there_and_back_without_a_lost_packet(
                 host.install_memif()  # without which the distribution's release cannot be started
             back = operator.ask("rollback")
         print(traffic.judgement.text())
+        assert looked["findings"] == []
+        assert any("others program" in limit for limit in looked["limits"])
         assert there["committed"]
         assert back["committed"]
         assert tree_release.ovs_version in version
