@@ -23,6 +23,7 @@ from bench import (
     scrape,
     soak,
     takeover,
+    trace_cost,
     window_cost,
 )
 from ovs_hotswap.cli.output import Output
@@ -34,7 +35,7 @@ BENCHMARKS = {
     "moves": moves, "failover": failover, "scale": scale, "soak": soak, "alternatives": alternatives, "phases": phases,
     "forwarding": forwarding, "floods": floods, "kinds": kinds, "modes": modes, "takeover": takeover, "fleet": fleet,
     "report": report, "window": window_cost,
-    "hosts": hosts, "flowlog": flowlog, "diagnose": diagnose, "scrape": scrape,
+    "hosts": hosts, "flowlog": flowlog, "diagnose": diagnose, "scrape": scrape, "trace": trace_cost,
 }  # fmt: skip
 
 

@@ -10,6 +10,9 @@ from typing import Any
 TAKEN_NAMES = frozenset({"uplink", "uplink2", "vxlan", "peer", "ovs-netdev", "ovs-system", "lo"})
 """Names of the ports of every bridge (``overlay.ports``) and of other devices: no bridge or VM may have such a name."""
 
+MAX_MIRRORS = 32
+"""The mirrors of a bridge for which there is room (OVS ofproto/ofproto-dpif-mirror.h, MAX_MIRRORS)."""
+
 RELEASE_NAME = r"^[a-z0-9][a-z0-9._-]{0,31}$"
 
 

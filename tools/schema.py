@@ -1,5 +1,5 @@
-"""``python -m tools.schema``: the JSON schemas of what the broker and the commands ``vm``, ``diagnose``, ``doctor``,
-``check`` and ``report`` print.
+"""``python -m tools.schema``: the JSON schemas of what the broker and the commands ``vm``, ``diagnose``, ``trace``,
+``doctor``, ``check`` and ``report`` print.
 
 The schemas are in ``docs/json``; a test fails if they are not those of the types. A field that is not ``required`` is
 missing in the document of an older broker, or in one back-end mode.
@@ -18,10 +18,11 @@ from ovs_hotswap.broker.control.status import BrokerStatus
 from ovs_hotswap.diagnose.found import Report as Diagnosis
 from ovs_hotswap.doctor.report import Report
 from ovs_hotswap.reports.document import RunReport
+from ovs_hotswap.tracing.found import Trace
 from ovs_hotswap.upgrade.stock_checks import StockReport
 
 DIRECTORY = Path(__file__).parents[1] / "docs" / "json"
-Kind: TypeAlias = "VmStatus | MoveResult | BrokerStatus | Report | Diagnosis | StockReport | RunReport"
+Kind: TypeAlias = "VmStatus | MoveResult | BrokerStatus | Report | Diagnosis | StockReport | RunReport | Trace"
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _TITLES: dict[str, tuple[type[Kind], str]] = {
@@ -29,6 +30,7 @@ _TITLES: dict[str, tuple[type[Kind], str]] = {
     "move": (MoveResult, "the result of the control socket's method `move`"),
     "broker": (BrokerStatus, "ovs-hotswap broker status --json"),
     "diagnose": (Diagnosis, "ovs-hotswap diagnose --json"),
+    "trace": (Trace, "ovs-hotswap trace --json"),
     "doctor": (Report, "ovs-hotswap doctor --json"),
     "check-clone": (StockReport, 'ovs-hotswap check --json with program = "clone"'),
     "report": (RunReport, "ovs-hotswap report show --json, and ID.json in the directory of the reports"),

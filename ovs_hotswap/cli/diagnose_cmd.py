@@ -24,7 +24,7 @@ _PAUSE_S = 1.0  # between two looks, beside the time of a look
 _CODES = {Severity.ERROR: PrecheckFailed.exit_code, Severity.UNKNOWN: StateUnknown.exit_code}
 
 
-def _vms(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def vm_names(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The names of VMs, for completion; none if the configuration cannot be read."""
     from click.shell_completion import CompletionItem
 
@@ -39,9 +39,9 @@ def _vms(context: click.Context, _parameter: click.Parameter, incomplete: str) -
 
 
 @click.command(cls=Command, changes=False)
-@click.argument("vm", required=False, shell_complete=_vms)
+@click.argument("vm", required=False, shell_complete=vm_names)
 @click.option(
-    "--to", metavar="MAC|IP|VM", shell_complete=_vms,
+    "--to", metavar="MAC|IP|VM", shell_complete=vm_names,
     help="What the VM does not reach: a MAC, an IP address, or a VM of this host.",
 )  # fmt: skip
 @click.option(

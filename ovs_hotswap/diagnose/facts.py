@@ -189,7 +189,8 @@ class Standby:
 class Facts:
     """Everything. ``active``: the recorded side. ``broker_fault``: why the broker does not answer. ``guests``: by VM.
     ``mtus``: what is too narrow on the way, and the command that helps. ``unfinished``: the phase of an unfinished
-    upgrade; ``journal``: whether it is known if there is one. ``seconds``: the time between the two looks."""
+    upgrade; ``journal``: whether it is known if there is one. ``traces``: in words, those that have ended without
+    removing their copies. ``seconds``: the time between the two looks."""
 
     wanted: Wanted
     seconds: float
@@ -202,6 +203,7 @@ class Facts:
     mtus: tuple[tuple[str, str | None], ...] = ()
     unfinished: str | None = None
     journal: bool = True
+    traces: tuple[str, ...] = ()
     unseen: tuple[Unseen, ...] = ()
 
     @property

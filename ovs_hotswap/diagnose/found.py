@@ -60,13 +60,15 @@ class Cause(enum.StrEnum):
     UPLINK_DEGRADED = "uplink-degraded"
     DATABASE_GONE = "database-gone"
     UNFINISHED = "upgrade-unfinished"
+    TRACE_LEFT = "trace-left"
     NOT_PROTECTED = "not-protected"
     NOT_SEEN = "not-seen"
 
 
 WARNINGS = frozenset({
     Cause.NO_DRIVER, Cause.UNKNOWN_VNI, Cause.UNKNOWN_MAC, Cause.CONNTRACK_INVALID, Cause.POLICED, Cause.RING_FULL,
-    Cause.DROPPED, Cause.UPLINK_DEGRADED, Cause.DATABASE_GONE, Cause.UNFINISHED, Cause.NOT_PROTECTED,
+    Cause.DROPPED, Cause.UPLINK_DEGRADED, Cause.DATABASE_GONE, Cause.UNFINISHED, Cause.TRACE_LEFT,
+    Cause.NOT_PROTECTED,
 })  # fmt: skip
 """The causes that cut off a part of the traffic, which may be intended, or none yet."""
 _WORST = (Severity.ERROR, Severity.UNKNOWN, Severity.WARNING)

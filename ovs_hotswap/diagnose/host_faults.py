@@ -36,6 +36,12 @@ def judge(facts: Facts) -> Iterator[Found]:
     elif facts.switch is not None:
         yield from _instance(facts.switch)
     yield from _unfinished(facts)
+    for text in facts.traces:
+        yield Found(
+            Cause.TRACE_LEFT,
+            "Packets of a VM are still copied for a trace that has ended, which takes time from its core.",
+            (text,), "`ovs-hotswap trace --clean`",
+        )  # fmt: skip
     yield from _standby(facts)
 
 

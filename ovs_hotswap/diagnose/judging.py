@@ -9,11 +9,11 @@ from ovs_hotswap.diagnose import drop_faults, host_faults, traffic_faults, under
 from ovs_hotswap.diagnose.drop_counts import dropped
 from ovs_hotswap.diagnose.facts import Facts, VmPort
 from ovs_hotswap.diagnose.found import Cause, Found, Path, Report, finding, not_seen, ordered
+from ovs_hotswap.diagnose.naming import meaning_of, ports_of
 from ovs_hotswap.diagnose.seen import of as seen_of
 from ovs_hotswap.diagnose.target import Place, Question, Target
 from ovs_hotswap.diagnose.target import judge as judge_target
 from ovs_hotswap.diagnose.trace import Trace, told
-from ovs_hotswap.overlay.tables import cookie_kind, cookie_name
 
 FOREIGN = ("others program the bridges of this host, so it is not known which MACs, networks and tunnels they should "
            "have: of the flows only what they do is shown")  # fmt: skip
@@ -90,15 +90,8 @@ def _trace(answer: Answer) -> tuple[str, ...]:
 
 
 def _path(answer: Answer, facts: Facts) -> Path:
-    wanted, by_ofport = facts.wanted, facts.wanted.by_ofport()
-
-    def meaning(cookie: int) -> str | None:
-        return cookie_name(cookie, by_ofport) if cookie_kind(cookie) is not None else None
-
-    ports = {(vm.bridge, str(vm.ofport)): vm.name for vm in wanted.vms.values()}
-    ports |= {(wanted.bridge, str(number)): name for name, number in wanted.fixed_ports.items()}
-    ports[wanted.bridge, "LOCAL"] = f"the bridge {wanted.bridge} itself"
-    return Path(f"{answer.question.words}.", told(answer.trace, meaning, ports), answer.trace.delivered)
+    steps = told(answer.trace, meaning_of(facts.wanted), ports_of(facts.wanted))
+    return Path(f"{answer.question.words}.", steps, answer.trace.delivered)
 
 
 def _limits(facts: Facts, asked: Asked, answers: Iterable[Answer]) -> Iterator[str]:

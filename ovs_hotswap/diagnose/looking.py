@@ -29,7 +29,7 @@ from ovs_hotswap.diagnose.facts import (
 from ovs_hotswap.diagnose.parts import together
 from ovs_hotswap.diagnose.switch_look import SwitchLook
 from ovs_hotswap.errors import BrokerError, SwitchError
-from ovs_hotswap.host import uplink_ports
+from ovs_hotswap.host import traces, uplink_ports
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.rings import samples
 from ovs_hotswap.model import Life, Severity, Side
@@ -49,6 +49,7 @@ _ASKED = 6  # next hops that are asked, as a proof does
 _PARTS = {
     "guests": "The VMs' rings and owners", "switch": "The active instance", "underlay": "The uplink",
     "standby": "The state of the watchdog", "mtus": "The MTUs on the way", "unfinished": "The upgrade's journal",
+    "traces": "What traces have left",
 }  # fmt: skip
 
 
@@ -76,6 +77,7 @@ class Look:
         parts: dict[str, Callable[[], Any]] = {
             "standby": lambda: _standby(self.host()),
             "unfinished": lambda: _unfinished(self.host()),
+            "traces": lambda: tuple(traces.abandoned(self.host())),
         }
         if active is not None or wanted.overlay or wanted.vms:  # otherwise the host's own switch was not taken over yet
             parts["guests"] = lambda: _guests(self.host(), self.seconds)

@@ -30,7 +30,7 @@ from ovs_hotswap.doctor.facts import Root
 from ovs_hotswap.doctor.report import Found, Section, by_section
 from ovs_hotswap.doctor.runner import NOT_SEEN, Observe, Part, Runner
 from ovs_hotswap.errors import HotswapError, SwitchError
-from ovs_hotswap.host import flow_tables
+from ovs_hotswap.host import flow_tables, traces
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.machine import cores, descriptor_limit, running_switches
 from ovs_hotswap.model import Side
@@ -113,6 +113,7 @@ class Examination:
             self._with_config("status", self._look_at_status, *running.SECTIONS),
             self._with_config("broker", _look_at_broker, Section.BROKER),
             self._with_config("active instance", _look_at_active, Section.INSTANCES),
+            self._with_config("traces", _look_at_traces, Section.INSTANCES),
             self._with_config("uplink", _look_at_uplink, Section.UPLINK),
             self._with_config("VMs", _look_at_vms, Section.VMS),
         ]
@@ -307,6 +308,10 @@ def _look_at_active(look: Look) -> Iterator[Found]:
             yield running.hangs(error)
             return
         yield from adopt(Section.INSTANCES, found)
+
+
+def _look_at_traces(look: Look) -> Iterator[Found]:
+    return running.left_traces(traces.abandoned(look.host))
 
 
 def _look_at_uplink(look: Look) -> Iterator[Found]:

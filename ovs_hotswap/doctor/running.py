@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ovs_hotswap.backends import BackendMode
@@ -18,6 +18,7 @@ SILENT = Kind(Section.BROKER, "answers", Severity.ERROR)
 REFUSED = Kind(Section.BROKER, "answers", Severity.UNKNOWN)
 HANGS = Kind(Section.INSTANCES, "answers", Severity.ERROR)
 NEVER_STARTED = Kind(Section.INSTANCES, "active", Severity.WARNING)
+LEFT_TRACE = Kind(Section.INSTANCES, "trace", Severity.WARNING)
 UNSEEN = {
     "active": Kind(Section.INSTANCES, "active", Severity.UNKNOWN),
     "uplink": Kind(Section.UPLINK, "uplink", Severity.UNKNOWN),
@@ -79,6 +80,12 @@ def in_between(section: Section) -> Found:
 def hangs(error: SwitchError) -> Found:
     """Return the finding about an active instance that does not answer."""
     return HANGS(error.message, error.hint or "`ovs-hotswap watch status`")
+
+
+def left_traces(texts: Iterable[str]) -> Iterator[Found]:
+    """Yield a finding for each trace whose process ended without removing its copies."""
+    for text in texts:
+        yield LEFT_TRACE(f"{text}: it takes time from the core that serves the VM", "`ovs-hotswap trace --clean`")
 
 
 def _broker(document: Mapping[str, Any], unknown: Mapping[str, str]) -> Iterator[Found]:

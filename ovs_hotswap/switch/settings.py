@@ -208,8 +208,8 @@ class _Reader:
                 for key, held in value.items():
                     if f"{column}:{key}" not in ours and not (column == "external_ids" and key in owned.OURS):
                         yield Key(table, name, column, key), held
-            elif value:
-                yield Key(table, name, column, ""), self._value(value, kind)
+            elif value and (held := self._value(value, kind)):
+                yield Key(table, name, column, ""), held
 
     def _value(self, value: Any, kind: Any) -> Any:
         """Return ``value`` with rows instead of references to them, and with ports by name."""
@@ -218,8 +218,12 @@ class _Reader:
             return value
         if isinstance(value, dict):
             return {str(key): self._referred(table, uuid) for key, uuid in value.items()}
-        many = value if isinstance(value, list) else [value]
+        many = [uuid for uuid in (value if isinstance(value, list) else [value]) if not self._is_ours(table, uuid)]
         return sorted((self._referred(table, uuid) for uuid in many), key=lambda each: json.dumps(each, sort_keys=True))
+
+    def _is_ours(self, table: str, uuid: str) -> bool:
+        """Whether a row to which the operator's bridge refers is ours, such as a mirror of a trace."""
+        return table != PORT and owned.is_marked(self._found.rows[table].get(uuid, {}).get("external_ids", {}))
 
     def _referred(self, table: str, uuid: str) -> Any:
         row = self._found.rows[table].get(uuid)

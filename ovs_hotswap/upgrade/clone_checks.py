@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from ovs_hotswap.clone import database
 from ovs_hotswap.errors import ReleaseError
-from ovs_hotswap.host import memory_checks
+from ovs_hotswap.host import memory_checks, traces
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.machine import descriptor_limit
 from ovs_hotswap.model import Finding, Severity, Side
@@ -32,6 +32,7 @@ def precheck(host: Host, old: Side, new: Side, release: str, leave_out: Collecti
         lambda: of_host(host, release, leave_out),
         lambda: reach(host),
         lambda: losses(host, release),
+        lambda: traces.check(host),
     )
 
 

@@ -12,7 +12,15 @@ from typing import NamedTuple
 from ovs_hotswap import __version__
 from ovs_hotswap.backends import AbsenceCause, BackendMode, VmStatus
 from ovs_hotswap.errors import HotswapError, SwitchError
-from ovs_hotswap.host import flow_tables, memory_checks, package_manager, rings, settings_transfer, uplink_ports
+from ovs_hotswap.host import (
+    flow_tables,
+    memory_checks,
+    package_manager,
+    rings,
+    settings_transfer,
+    traces,
+    uplink_ports,
+)
 from ovs_hotswap.host import scheduling as beside_vms
 from ovs_hotswap.host.culprit import ON_TRIAL
 from ovs_hotswap.host.host import Host
@@ -60,6 +68,7 @@ def precheck(host: Host, old: Side, new: Side, release: str, leave_out: Collecti
         lambda: upgraded_next_hops(host),
         lambda: uplink_proof.check(host, old, begun),
         lambda: _steered(host, old),
+        lambda: traces.check(host),
     )
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.model import MAX_MIRRORS, Finding, Severity, Side
 from ovs_hotswap.stock.facts import (
     Confinement,
     DeviceKind,
@@ -21,7 +21,7 @@ from ovs_hotswap.stock.facts import (
     StockVm,
 )
 from ovs_hotswap.upgrade import stock_vm_checks as of_vms
-from ovs_hotswap.wire.mirror_flows import COPIES, DELIVER, ENTERS, MAX_MIRRORS, MOST_OVER_VETH, RECEIVED
+from ovs_hotswap.wire.mirror_flows import COPIES, DELIVER, ENTERS, MOST_OVER_VETH, RECEIVED
 from ovs_hotswap.wording import short, some
 
 WIRE_MARKS = frozenset({DELIVER, RECEIVED, ENTERS})  # the values of pkt_mark by which wire mode knows its frames

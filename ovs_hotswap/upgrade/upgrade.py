@@ -10,6 +10,7 @@ from typing import Any
 from ovs_hotswap import __version__
 from ovs_hotswap.config import Program
 from ovs_hotswap.errors import BrokerError, BusyError, HostError, HotswapError, PrecheckFailed, StateUnknown
+from ovs_hotswap.host import traces
 from ovs_hotswap.host.host import WATCHDOG_S, Host
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.plan.executor import Event, Executor
@@ -193,6 +194,7 @@ class Upgrader:
         before = self._before(running.name)
         if not force and collect.up_to_date(self.host, old, wanted):
             return Report(old, old, release, running.name, False, {}, before=before, changed=False)
+        traces.remove(self.host)  # a copy of the database would have their copies too, and their mirrors need room
         parameters: dict[str, Json] = {"old": old, "new": old.other, "release": release, "previous": running.name,
                       "before": before, "keep_old": keep_old, "leave_out": self._left_out(leave_out),
                       "old_process": self._process(old), **({GOES_BACK: True} if goes_back else {})}  # fmt: skip

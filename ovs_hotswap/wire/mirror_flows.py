@@ -51,8 +51,6 @@ CARRY, WIRE = 0x6F7673_68770001, 0x6F7673_68770002
 COOKIES = (CARRY, WIRE)
 HIGHEST = 0xFFFF
 """The priority of our flows, and of some one or two less."""
-MAX_MIRRORS = 32
-"""Of a bridge (ofproto/ofproto-dpif-mirror.h, MAX_MIRRORS)."""
 MAX_TAG = 2046
 """A tag and ``RECEIVED_TAGS`` more must be a VLAN ID (IEEE 802.1Q, 9.6)."""
 RECEIVED_TAGS = 2048

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ovs_hotswap.errors import PrecheckFailed, SwitchError
+from ovs_hotswap.model import MAX_MIRRORS
 from ovs_hotswap.switch.owned import MARK
-from ovs_hotswap.wire.mirror_flows import LINK_PORT, MAX_MIRRORS, MAX_TAG, NEAR_PORTS, Carried, Mode
+from ovs_hotswap.wire.mirror_flows import LINK_PORT, MAX_TAG, NEAR_PORTS, Carried, Mode
 
 OURS = {MARK: "wire"}
 PORT_KEY, TAG_KEY, UPLINK_KEY, LINK_KEY = (

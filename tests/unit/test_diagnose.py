@@ -111,6 +111,7 @@ PLANTED: list[tuple[str, Facts, Cause, str | None]] = [
     ("NIC", lost("uplink", rx_missed_errors=3, rx_dropped=3), Cause.DROPPED, None),
     ("no database", bed.switch(database=False), Cause.DATABASE_GONE, None),
     ("unfinished", replace(HEALTHY, unfinished="forward"), Cause.UNFINISHED, None),
+    ("trace left", replace(HEALTHY, traces=("bridge br0 has the copies of a trace",)), Cause.TRACE_LEFT, None),
     ("no watchdog", replace(HEALTHY, standby=Standby(False)), Cause.NOT_PROTECTED, None),
     ("no standby", replace(HEALTHY, standby=Standby(True, None, "start")), Cause.NOT_PROTECTED, None),
     ("not parked", replace(HEALTHY, standby=Standby(True, Side.B, "ready", ("vm2",))), Cause.NOT_PROTECTED, "vm2"),

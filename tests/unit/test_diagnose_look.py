@@ -153,7 +153,7 @@ def bed() -> Iterator[Bed]:
         ports = [{"_uuid": ["uuid", f"port {each['name']}"], "interfaces": ["uuid", each["name"]]} for each in named]
         bridge = {"name": "br0", "ports": ["set", [each["_uuid"] for each in ports]]}
         rows = {"Interface": named, "Port": ports, "Bridge": [bridge]}
-        return [{"rows": rows[each["table"]]} for each in params[1:]]
+        return [{"rows": rows.get(each["table"], [])} for each in params[1:]]
 
     def run(argv: Sequence[str]) -> tuple[int, str]:
         return 0, next((text for command, text in printed.items() if command in argv), "")

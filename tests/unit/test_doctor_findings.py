@@ -323,6 +323,7 @@ FACTS: list[tuple[Kind, Callable[[], Iterable[Found]]]] = [
     (releases.NONE, lambda: stock(ReleaseEntry(HOST, None, "installed package", "not installed"))),
     (releases.LEFT, lambda: stock(GOOD, left=("/var/lib/ovs-hotswap/releases/.build-x",))),
     (running.HANGS, lambda: [running.hangs(SwitchError("instance a: its ovs-vswitchd is stopped"))]),
+    (running.LEFT_TRACE, lambda: running.left_traces(["bridge br0 has the copies of a trace"])),
     (versions.PROGRAM, lambda: versions.judge({"broker": 7})),
     (units.NOT_COMPARED, lambda: units.judge(units.Units(
         True, (units.UnitFile(units.NETNS, "/etc/x", "[Service]"),), False, Path("/var/lib/ovs-hotswap"), True))),

@@ -38,7 +38,7 @@ CHANGING = {
     "release remove", "patches apply", "lab up", "lab down", "lab demo", "job interrupt", "job execute",
     "doctor", "instance rotate-logs", "package replace-daemons", "uplink selftest", "adopt", "release-vms",
     "config init", "stock install", "stock remove", "stock shield", "stock unshield", "metrics write",
-    "flowlog run",
+    "flowlog run", "trace",
 }  # fmt: skip
 
 

@@ -50,7 +50,8 @@ SCHEMA: dict[str, Any] = {"tables": {name: {"columns": columns} for name, column
              "qos": maybe({"type": "uuid", "refTable": "QoS"})},
     "Interface": {"name": TEXT, "type": TEXT, "options": TEXTS, "ofport": maybe("integer"), **MAPS,
                   "ofport_request": maybe("integer"), "ingress_policing_rate": NUMBER, "mtu_request": maybe("integer")},
-    "Mirror": {"name": TEXT, "select_all": FLAG, "output_port": maybe({"type": "uuid", "refTable": "Port"})},
+    "Mirror": {"name": TEXT, "select_all": FLAG, "output_port": maybe({"type": "uuid", "refTable": "Port"}),
+               "external_ids": TEXTS},
     "QoS": {"type": TEXT, "queues": {"type": {"key": "integer", "value": {"type": "uuid", "refTable": "Queue"},
                                               "min": 0, "max": "unlimited"}}, **MAPS},
     "Queue": {"dscp": maybe("integer"), **MAPS},
@@ -164,6 +165,17 @@ def test_rows_that_are_referred_to_are_the_value() -> None:
         "interface span0 ofport_request": [20],
         "bridge br0 mirrors": [{"name": "m1", "select_all": True, "output_port": ["span0"]}],
     }
+
+
+def test_the_copies_of_a_trace_are_no_setting() -> None:
+    database = Database()
+    database.add("Mirror", "ovsh-trace-0", external_ids={owned.MARK: "trace"})
+    database.port("ovsh-trace", type="internal", external_ids={owned.MARK: "trace"})
+    database.set("Bridge", "br0", mirrors=["ovsh-trace-0"])
+    assert database.settings == {}
+    database.add("Mirror", "m1", select_all=True)
+    database.set("Bridge", "br0", mirrors=["m1", "ovsh-trace-0"])
+    assert carried(database) == ({"bridge br0 mirrors": [{"name": "m1", "select_all": True}]}, {})
 
 
 def test_what_the_other_has_already_is_not_set() -> None:

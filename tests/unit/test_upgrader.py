@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -23,10 +25,13 @@ from ovs_hotswap.model import Finding, Release, Severity, Side
 from ovs_hotswap.plan.executor import Event
 from ovs_hotswap.plan.journal import Journals
 from ovs_hotswap.plan.records import Kind, Record, StepNames
+from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.upgrade import collect
 from ovs_hotswap.upgrade.steps import upgrade_plan
 from ovs_hotswap.upgrade.upgrade import KIND, Upgrader
+from tests.unit.test_counter_reader import Daemon
+from tests.unit.trace_bed import Database, leave_trace
 from tests.unit.watch_bed import RELEASE, Bed
 from tests.unit.watch_bed import config as config
 
@@ -65,6 +70,21 @@ def test_an_upgrade_to_what_runs_changes_nothing(bed: Bed) -> None:
     assert bed.world.done == []
     assert standby.read_record(bed.host) is not None
     assert Journals(bed.config.state_dir, bed.world).history() == []
+
+
+def test_an_upgrade_ends_traces_before_anything_else(bed: Bed) -> None:
+    database, socket = Database(), bed.host.instances[Side.A].paths.db_socket
+    leave_trace(database, os.getpid(), start_time(os.getpid()))
+    socket.parent.mkdir(parents=True, exist_ok=True)
+    daemon = Daemon(socket, database.answer)
+    try:
+        Upgrader(bed.host).upgrade("host", nobody)
+        assert database.tables["Mirror"], "an upgrade that has nothing to do disturbs no trace"
+        with contextlib.suppress(HotswapError):
+            Upgrader(bed.host).upgrade("trixie", nobody)
+        assert database.tables["Mirror"] == {}
+    finally:
+        daemon.close()
 
 
 def test_it_is_not_taken_for_done_while_one_is_unfinished(bed: Bed) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from ovs_hotswap.errors import PrecheckFailed, SwitchError
+from ovs_hotswap.model import MAX_MIRRORS
 from ovs_hotswap.wire import mirror_changes as changes
-from ovs_hotswap.wire.mirror_flows import LINK_PORT, MAX_MIRRORS, MAX_TAG, Mode
+from ovs_hotswap.wire.mirror_flows import LINK_PORT, MAX_TAG, Mode
 from ovs_hotswap.wire.mirror_rows import (
     COLUMNS,
     READ,
