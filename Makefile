@@ -7,7 +7,7 @@ BACKEND ?= $(or $(ROAD),broker)
 # Where `make packages` unpacks what it built, for what needs it without installing it.
 export OVS_HOTSWAP_PACKAGES ?= $(CURDIR)/build/packages/root/opt/ovs-hotswap
 .DEFAULT_GOAL := help
-.PHONY: help setup test-setup venv test-venv test-trees demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover bench-window bench-trace bench-flowlog bench-hosts bench-diagnose bench-metrics bench-fleet soak soak-cuts soak-packages soak-uplinks soak-hosts flowlog neutron faults guests packages-setup packages packages-qemu packages-check lock man fuzz lint clean
+.PHONY: help setup test-setup venv test-venv test-trees demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover bench-window bench-bursts bench-trace bench-flowlog bench-hosts bench-diagnose bench-metrics bench-fleet soak soak-cuts soak-packages soak-uplinks soak-hosts flowlog neutron faults guests packages-setup packages packages-qemu packages-check lock man fuzz lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -101,6 +101,9 @@ bench-flowlog: setup ## what the flow log costs: cycles and latency of a frame, 
 
 bench-trace: setup ## what a trace costs the traced VM and the others, by several ways of copying packets (root)
 	$(BIN)/python -m bench trace --report trace-report.json
+
+bench-bursts: setup test-setup ## packets lost in bursts before and after what `bursts` advises, in one run (root)
+	$(BIN)/python -m bench bursts --report bursts-report.json
 
 bench-hosts: setup ## take over 30 and 64 VMs of a running switch that others program, beside a reconnect and a restart (root)
 	$(BIN)/python -m bench hosts --report hosts-report.json

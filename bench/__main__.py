@@ -7,6 +7,7 @@ import sys
 
 from bench import (
     alternatives,
+    bursts,
     diagnose,
     failover,
     fleet,
@@ -36,6 +37,7 @@ BENCHMARKS = {
     "forwarding": forwarding, "floods": floods, "kinds": kinds, "modes": modes, "takeover": takeover, "fleet": fleet,
     "report": report, "window": window_cost,
     "hosts": hosts, "flowlog": flowlog, "diagnose": diagnose, "scrape": scrape, "trace": trace_cost,
+    "bursts": bursts,
 }  # fmt: skip
 
 

@@ -1,5 +1,5 @@
 """``python -m tools.schema``: the JSON schemas of what the broker and the commands ``vm``, ``diagnose``, ``trace``,
-``doctor``, ``check`` and ``report`` print.
+``bursts``, ``doctor``, ``check`` and ``report`` print.
 
 The schemas are in ``docs/json``; a test fails if they are not those of the types. A field that is not ``required`` is
 missing in the document of an older broker, or in one back-end mode.
@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from ovs_hotswap.backends import MoveResult, VmStatus
 from ovs_hotswap.broker.control.status import BrokerStatus
+from ovs_hotswap.bursts.found import Report as Bursts
 from ovs_hotswap.diagnose.found import Report as Diagnosis
 from ovs_hotswap.doctor.report import Report
 from ovs_hotswap.reports.document import RunReport
@@ -22,7 +23,7 @@ from ovs_hotswap.tracing.found import Trace
 from ovs_hotswap.upgrade.stock_checks import StockReport
 
 DIRECTORY = Path(__file__).parents[1] / "docs" / "json"
-Kind: TypeAlias = "VmStatus | MoveResult | BrokerStatus | Report | Diagnosis | StockReport | RunReport | Trace"
+Kind: TypeAlias = "VmStatus | MoveResult | BrokerStatus | Report | Diagnosis | Bursts | StockReport | RunReport | Trace"
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _TITLES: dict[str, tuple[type[Kind], str]] = {
@@ -31,6 +32,7 @@ _TITLES: dict[str, tuple[type[Kind], str]] = {
     "broker": (BrokerStatus, "ovs-hotswap broker status --json"),
     "diagnose": (Diagnosis, "ovs-hotswap diagnose --json"),
     "trace": (Trace, "ovs-hotswap trace --json"),
+    "bursts": (Bursts, "ovs-hotswap bursts --json"),
     "doctor": (Report, "ovs-hotswap doctor --json"),
     "check-clone": (StockReport, 'ovs-hotswap check --json with program = "clone"'),
     "report": (RunReport, "ovs-hotswap report show --json, and ID.json in the directory of the reports"),

@@ -77,6 +77,7 @@ class Drivers:
         self.streams = self._make_streams()
         self._due = np.zeros(len(self.streams), np.int64)
         self._period = 0
+        self._burst = 1
         self._next = 0  # the soonest that is due; 0: nothing is sent
         self.received: dict[tuple[int, int], Received] = {}
         self.log = Log()
@@ -92,7 +93,7 @@ class Drivers:
                 continue
             macs = plan.macs[vm], plan.remote_mac if target == REMOTE else plan.macs[target]
             for queue in range(shape.pairs):
-                writer = frames.Writer(vm, queue, macs, plan.frame, plan.header)
+                writer = frames.Writer(vm, queue, macs, plan.frame, plan.header, plan.flows)
                 made[vm, queue] = Stream(writer, self.rings[vm * shape.rings + 2 * queue + 1])
             if target == REMOTE:
                 assert self._remote is not None
@@ -102,10 +103,11 @@ class Drivers:
 
     # -- sending
 
-    def start(self, rate: float) -> None:
-        """Have each VM, and the remote host to each of its VMs, send ``rate`` frames a second."""
+    def start(self, rate: float, burst: int = 1) -> None:
+        """Have each VM, and the remote host to each of its VMs, send ``rate`` frames a second: from each queue
+        ``burst`` at once. While a burst is sent, nothing is received, as in a guest whose processor is busy."""
         now, pairs = time.monotonic_ns(), self._plan.shape.pairs
-        self._period = int(1e9 * pairs / rate)
+        self._period, self._burst = int(1e9 * pairs * burst / rate), burst
         # Spread over the period, so that they do not all come at once.
         self._due = now + np.arange(len(self.streams), dtype=np.int64) * self._period // max(len(self.streams), 1)
         self._next = int(self._due.min())
@@ -116,7 +118,8 @@ class Drivers:
     def _send(self, now: int) -> None:
         streams = list(self.streams.values())
         for number in np.flatnonzero(self._due <= now).tolist():
-            streams[number].send(now)
+            for _ in range(self._burst):
+                streams[number].send(now)
             due = int(self._due[number]) + self._period
             self._due[number] = due if due > now else now + self._period  # what was missed is not made up for
         self._next = int(self._due.min())

@@ -28,6 +28,7 @@ class DriversProcess:
             shape=spec.shape, memory=tuple(memory), macs=tuple(vm.mac for vm in spec.vms), targets=spec.targets,
             remote=None if remote is None else remote.fileno(), remote_mac=spec.remote.mac if spec.remote else "",
             frame=spec.frame, header=spec.header, pause_us=spec.pause_us, nice=spec.nice,
+            flows=spec.flows,
         )  # fmt: skip
         passed = [*plan.memory, there.fileno(), *([] if plan.remote is None else [plan.remote])]
         self._child = subprocess.Popen(

@@ -102,9 +102,10 @@ class GuestTraffic(ABC):
     def names(self) -> tuple[str, ...]:
         return tuple(vm.name for vm in self.spec.vms)
 
-    def start(self, rate: float) -> None:
-        """Make each VM, and the remote host to each of its VMs, send ``rate`` frames a second."""
-        self._ask("start", rate)
+    def start(self, rate: float, burst: int = 1) -> None:
+        """Make each VM, and the remote host to each of its VMs, send ``rate`` frames a second, each queue ``burst`` of
+        them at once."""
+        self._ask("start", rate, burst)
 
     def stop(self, patience_s: float = 2.0) -> Stats:
         """Stop sending, wait at most ``patience_s`` until all frames have been taken and none arrives, and return the

@@ -36,21 +36,27 @@ class Broken(Exception):
 
 class Writer:
     """Writes the frames of one stream, each of ``size`` bytes behind ``header`` bytes of zeros (``virtio_net_hdr``
-    without offloads: virtio 1.2, 5.1.6)."""
+    without offloads: virtio 1.2, 5.1.6). ``flows``: the frames come from so many UDP ports in turn."""
 
-    def __init__(self, source: int, queue: int, macs: tuple[str, str], size: int, header: int) -> None:
+    def __init__(
+        self, source: int, queue: int, macs: tuple[str, str], size: int, header: int, flows: int = 1
+    ) -> None:  # fmt: skip
         if size < SHORTEST:
             raise ValueError(f"a frame has {SHORTEST} bytes at least, not {size}")
-        self._source, self._queue = source, queue
+        self._source, self._queue, self._flows = source, queue, flows
         filler = random.Random(source << 16 | queue).randbytes(size - SHORTEST)
         headers = _headers(source, queue, macs, size)
         self.frame = bytearray(header) + headers + bytes(_FIELDS.size) + filler + bytes(_CRC.size)
         self._fields = header + HEADERS
+        self._port_at = header + ETHERNET + IPV4
+        (self._port,) = _TYPE.unpack_from(self.frame, self._port_at)
         self._end = len(self.frame) - _CRC.size
         self._covered = memoryview(self.frame)[self._fields : self._end]
 
     def make(self, sequence: int, now: int) -> bytearray:
         """The frame; the same object each time."""
+        if self._flows > 1:
+            _TYPE.pack_into(self.frame, self._port_at, self._port + sequence % self._flows)
         _FIELDS.pack_into(self.frame, self._fields, sequence, now, self._source, self._queue)
         _CRC.pack_into(self.frame, self._end, zlib.crc32(self._covered))
         return self.frame

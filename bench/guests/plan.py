@@ -15,7 +15,8 @@ REMOTE = -2
 class Plan:
     """What the drivers do. ``memory``: the memfds. ``targets``: the target of each VM, which is a VM's number,
     ``REMOTE`` or -1 for none. ``remote``: an AF_PACKET socket at the remote host, whose MAC is ``remote_mac``.
-    ``frame``: the bytes of a frame; ``header``: the bytes of the virtio header before it."""
+    ``frame``: the bytes of a frame; ``header``: the bytes of the virtio header before it. ``flows``: see
+    ``FleetSpec``."""
 
     shape: Shape
     memory: tuple[int, ...]
@@ -27,6 +28,7 @@ class Plan:
     header: int
     pause_us: int
     nice: int
+    flows: int = 1
 
     def text(self) -> str:
         return json.dumps(asdict(self))

@@ -9,7 +9,7 @@ import ctypes
 import mmap
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -27,7 +27,8 @@ _WRITE_ONLY = 2  # VIRTQ_DESC_F_WRITE
 class Shape:
     """How the memory of each of ``vms`` VMs is laid out: ``pairs`` queue pairs, rings of ``ring_size`` descriptors, a
     buffer of ``buffer`` bytes for each. ``page``: size of its pages. Ring ``2 k`` of a VM receives, ``2 k + 1`` sends.
-    ``begin``: bytes of memory before the first ring.
+    ``begin``: bytes of memory before the first ring. ``receive_size``: the descriptors of receive rings, if they are
+    fewer than ``ring_size``.
     """
 
     vms: int
@@ -36,6 +37,7 @@ class Shape:
     buffer: int = 2048
     page: int = PAGE
     begin: int = 0
+    receive_size: int | None = None
 
     @property
     def rings(self) -> int:
@@ -49,7 +51,10 @@ class Shape:
 
     @property
     def layouts(self) -> list[Layout]:
-        return [Layout.at(self.begin + ring * self.stride, self.ring_size, self.buffer) for ring in range(self.rings)]
+        found = [Layout.at(self.begin + ring * self.stride, self.ring_size, self.buffer) for ring in range(self.rings)]
+        # Their parts stay where those of the longest ring are: ``Bank.used`` looks for all of them at the same places.
+        return [replace(each, size=self.receive_size or each.size) if ring % 2 == 0 else each
+                for ring, each in enumerate(found)]  # fmt: skip
 
     @property
     def memory(self) -> int:

@@ -35,7 +35,8 @@ class FleetSpec:
     pairs, each with the VM that is half of them away; a last one without a partner has no traffic. ``pairs``: the queue
     pairs of each VM. ``frame``: the bytes of a frame without its checksum. ``pause_us``: how long the drivers sleep
     between two looks; 0 is not at all. ``nice``: the drivers' nice value. ``talking_pairs``: so many pairs have
-    traffic; ``None`` is all. ``begin``: bytes of each VM's memory before its rings.
+    traffic; ``None`` is all. ``begin``: bytes of each VM's memory before its rings. ``receive_size``: the descriptors
+    of receive rings, if they are fewer than ``ring_size``. ``flows``: so many UDP ports does each queue send from.
     """
 
     vms: tuple[VmSpec, ...]
@@ -51,6 +52,8 @@ class FleetSpec:
     nice: int = -10
     talking_pairs: int | None = None
     begin: int = 0
+    receive_size: int | None = None
+    flows: int = 1
 
     @property
     def targets(self) -> tuple[int, ...]:
@@ -71,4 +74,5 @@ class FleetSpec:
     @property
     def shape(self) -> Shape:
         page = HUGE_PAGE if self.hugepages else PAGE
-        return Shape(len(self.vms), self.pairs, self.ring_size, self.buffer, page, self.begin)
+        return Shape(len(self.vms), self.pairs, self.ring_size, self.buffer, page, self.begin,
+                     self.receive_size)  # fmt: skip

@@ -50,8 +50,9 @@ from ovs_hotswap.adopt.snapshot import (
 from ovs_hotswap.errors import NotServed, StateUnknown, TryAgain
 from ovs_hotswap.peer import credentials
 from ovs_hotswap.switch.paths import InstancePaths
-from ovs_hotswap.switch.pmd import RxQueue, pmd_rxqs, vhost_log_level
+from ovs_hotswap.switch.pmd import pmd_rxqs, vhost_log_level
 from ovs_hotswap.switch.rpc import transact
+from ovs_hotswap.switch.rxqs import RxQueue
 from ovs_hotswap.system import System
 from ovs_hotswap.vhostuser.guest_state import ring_parts
 

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
 from ovs_hotswap.cli.app import App, Command, pass_app
-from ovs_hotswap.cli.output import MARKS, STYLES
-from ovs_hotswap.errors import HotswapError, PrecheckFailed, StateUnknown
-from ovs_hotswap.model import Severity
+from ovs_hotswap.cli.findings_page import CODES, follow, show, vm_names
 
 if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
-    from rich.text import Text
-
     from ovs_hotswap.diagnose.found import Report
 
 _PAUSE_S = 1.0  # between two looks, beside the time of a look
-_CODES = {Severity.ERROR: PrecheckFailed.exit_code, Severity.UNKNOWN: StateUnknown.exit_code}
-
-
-def vm_names(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The names of VMs, for completion; none if the configuration cannot be read."""
-    from click.shell_completion import CompletionItem
-
-    from ovs_hotswap.host.host import Host
-
-    app = context.find_object(App) or App()
-    try:
-        names = [vm.name for vm in Host(app.config, app.system).vm_ports]
-    except HotswapError:
-        return []
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 @click.command(cls=Command, changes=False)
@@ -77,13 +55,15 @@ def diagnose(app: App, vm: str | None, to: str | None, seconds: float, no_probe:
     def look() -> Report:
         return _report(app, vm, to, seconds, probe=not no_probe)
 
+    from ovs_hotswap.diagnose.page import headlines, lines
+
     if watch:
-        follow(app, look, lambda: time.sleep(_PAUSE_S))
+        follow(app, look, headlines, lambda: time.sleep(_PAUSE_S))
         return
     found = look()
     app.output.document(found)
-    _show(app, found)
-    click.get_current_context().exit(_CODES.get(found.worst, 0))
+    show(app, lambda width: lines(found, width))
+    click.get_current_context().exit(CODES.get(found.worst, 0))
 
 
 def _report(app: App, vm: str | None, to: str | None, seconds: float, *, probe: bool) -> Report:
@@ -95,55 +75,3 @@ def _report(app: App, vm: str | None, to: str | None, seconds: float, *, probe: 
     facts = look.facts()
     wish = asked(facts, vm, to)
     return report(facts, wish, answers(look.host(), facts, wish))
-
-
-def _show(app: App, found: Report) -> None:
-    if app.output.json:
-        return
-    from ovs_hotswap.diagnose.page import lines
-
-    if not app.output.terminal:
-        for _, text in lines(found):
-            app.output.line(text)
-        return
-    console = app.output.console()
-    for severity, text in lines(found, shutil.get_terminal_size().columns):
-        console.print(_styled(severity, text), soft_wrap=True)
-
-
-def _styled(severity: Severity | None, text: str) -> Text:
-    from rich.text import Text
-
-    styled = Text(text)
-    if severity is not None:
-        mark = MARKS[severity]
-        style = STYLES[mark]
-        styled.stylize(style, *((0, len(mark)) if text.startswith(mark) else (0, len(text))))
-    return styled
-
-
-def follow(app: App, look: Callable[[], Report], wait: Callable[[], None]) -> None:
-    """Show each change of the findings until the user interrupts. A look that fails is shown, and tried again."""
-    from ovs_hotswap.diagnose.page import headlines
-
-    before: list[str] | None = None
-    try:
-        while True:
-            try:
-                found = look()
-                now = headlines(found)
-            except HotswapError as error:
-                found, now = None, [f"{MARKS[Severity.UNKNOWN]:<5} {error.message}"]
-            clock = time.strftime("%H:%M:%S")
-            if found is not None and now != before:
-                app.output.document(found, indent=None)
-            if before is None and not now:
-                app.output.line(f"{clock}  {MARKS[Severity.OK]:<5} nothing that was looked at is wrong")
-            for text in [each for each in now if each not in (before or [])]:
-                app.output.line(f"{clock}  {text}")
-            for text in [each for each in before or [] if each not in now]:
-                app.output.line(f"{clock}  no longer: {text}")
-            before = now
-            wait()
-    except KeyboardInterrupt:
-        return

@@ -46,6 +46,7 @@ COMMANDS = {
     "doctor": Lazy(f"{_CLI}.doctor_cmd:doctor", "Check the host from top to bottom; each finding has its fix.", _HOST),
     "diagnose": Lazy(f"{_CLI}.diagnose_cmd:diagnose", "Say why a VM has no network, worst first.", _HOST),
     "trace": Lazy(f"{_CLI}.trace_cmd:trace", "Follow real packets of a VM through the switch.", _HOST),
+    "bursts": Lazy(f"{_CLI}.bursts_cmd:bursts", "Find packets lost in bursts, and what helps.", _HOST),
     "vm": Lazy(f"{_CLI}.vm_cmd:vm", "Show the VMs: who serves each one, and its rings.", _HOST),
     "instance": Lazy(f"{_CLI}.instance_cmd:instance", "Start, stop and list the instances.", _HOST),
     "broker": Lazy(f"{_CLI}.broker_cmd:broker", "Run the broker between QEMU and the instances.", _HOST),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ovs_hotswap.cli.app import App, Command, pass_app
-from ovs_hotswap.cli.diagnose_cmd import vm_names
+from ovs_hotswap.cli.findings_page import vm_names
 
 if TYPE_CHECKING:
     from ovs_hotswap.host.host import Host

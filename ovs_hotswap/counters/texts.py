@@ -19,6 +19,7 @@ _COUNT = re.compile(r"^\s+(?P<name>[a-z][a-z .]*): (?P<value>\d+)\b")
 _PMD_FIELDS = {
     "idle cycles": "idle_cycles", "processing cycles": "busy_cycles", "packets received": "received",
     "packet recirculations": "recirculated", "miss with success upcall": "missed", "miss with failed upcall": "lost",
+    "emc hits": "emc_hits", "smc hits": "smc_hits", "megaflow hits": "megaflow_hits",
 }  # fmt: skip
 _PORT = re.compile(r"^\s*port\s+(?P<number>\d+|LOCAL): rx ")
 _DIRECTION = re.compile(r"\b(rx|tx) (?=pkts=)")

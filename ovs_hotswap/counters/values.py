@@ -49,6 +49,7 @@ class PmdCounters:
 
     ``idle_cycles`` and ``busy_cycles``: cycles of the processor in which it found no packets, and some. ``received``:
     packets. ``missed``: upcalls that found actions; ``lost``: upcalls that failed, whose packets are dropped.
+    ``emc_hits``, ``smc_hits``, ``megaflow_hits``: packets whose flow was found in that cache, or in the classifier.
     """
 
     numa: int | None
@@ -59,6 +60,9 @@ class PmdCounters:
     recirculated: int = 0
     missed: int = 0
     lost: int = 0
+    emc_hits: int = 0
+    smc_hits: int = 0
+    megaflow_hits: int = 0
 
 
 @dataclass(frozen=True, slots=True)

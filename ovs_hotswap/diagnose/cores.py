@@ -6,28 +6,14 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from ovs_hotswap.background import threads_of
-from ovs_hotswap.diagnose.facts import CoreUse
+from ovs_hotswap.diagnose.core_use import CoreTime
 
 _NAME = re.compile(r"^pmd-c(?P<core>\d+)/")  # lib/dpif-netdev.c, pmd_thread_main and reload
 _LOOK_S = 0.2
 _SHOWN = 3
-
-
-@dataclass(frozen=True, slots=True)
-class CoreTime:
-    """How long, in nanoseconds, a PMD thread has run, and how long it has waited for its core though it could run
-    (Documentation/scheduler/sched-stats.rst, /proc/PID/schedstat). ``runnable``: it runs, or waits to. What it has
-    waited is added when it gets the core; what it has run, once a second where the core has no ticks (``nohz_full``:
-    kernel/sched/core.c, sched_tick_remote)."""
-
-    core: int
-    ran: int
-    waited: int
-    runnable: bool = False
 
 
 def times(pid: int, proc: Path = Path("/proc")) -> dict[int, CoreTime]:
@@ -43,21 +29,6 @@ def times(pid: int, proc: Path = Path("/proc")) -> dict[int, CoreTime]:
                 if int(ran) or int(waited):
                     found[thread] = CoreTime(int(named["core"]), int(ran), int(waited), state == "R")
     return found
-
-
-def uses(
-    before: dict[int, CoreTime], after: dict[int, CoreTime], seconds: float, moved: Collection[int] = ()
-) -> tuple[CoreUse, ...]:
-    """Return the use of each core on which the same thread was seen twice, ``seconds`` apart. ``moved``: the cores of
-    threads that have certainly run in that time."""
-    same = [(was, now) for thread, now in after.items() if (was := before.get(thread)) is not None]
-    return tuple(CoreUse(now.core, _waits(was, now, seconds * 1e9, ran=now.core in moved)) for was, now in same)
-
-
-def _waits(was: CoreTime, now: CoreTime, nanoseconds: float, *, ran: bool) -> float:
-    if was.runnable and now.runnable and was.ran == now.ran and not ran:  # nothing was added: it never got the core
-        return 1.0
-    return min(1.0, (now.waited - was.waited) / nanoseconds)
 
 
 def others(

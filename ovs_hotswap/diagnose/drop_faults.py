@@ -92,8 +92,8 @@ def _command(facts: Facts, switch: Switch, drop: Drop) -> str:
         case Reason.QOS:
             return f"if it is not wanted: `{switch.vsctl('clear Port', drop.port, 'qos')}`"
         case Reason.RING_FULL if drop.port in facts.wanted.vms:
-            return (f"`ovs-hotswap vm show {drop.port}`: has the guest a processor to take them? More queues, or a "
-                    "longer ring (`rx_queue_size` of QEMU)")  # fmt: skip
+            return (f"`ovs-hotswap bursts {drop.port}` says whether it does so in moments, and what helps; "
+                    f"`ovs-hotswap vm show {drop.port}`: has the guest a processor to take them?")  # fmt: skip
         case Reason.RING_FULL:
             longer = switch.vsctl("set Interface", drop.port, "options:n_txq_desc=4096")
             return f"a longer ring, if its device has one: `{longer}`"
@@ -104,7 +104,7 @@ def _command(facts: Facts, switch: Switch, drop: Drop) -> str:
         case Reason.NO_BUFFER:
             return "more memory_mb for the instance (docs/sizing.md): `ovs-hotswap doctor --section memory`"
         case Reason.NIC_MISSED:
-            return "`ovs-hotswap doctor --section cpu`; longer receive queues (`n_rxq_desc`), or more of them"
+            return "`ovs-hotswap bursts` says whether its PMD thread had time, and what helps"
     return f"`{switch.appctl('coverage/show')}` has the counters"
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from ovs_hotswap.clone.dumps import parse_ports
 from ovs_hotswap.counters.reading import PARTS, CounterReader
 from ovs_hotswap.counters.values import SwitchCounters
-from ovs_hotswap.diagnose import cores, megaflows
+from ovs_hotswap.diagnose import core_use, cores, megaflows
 from ovs_hotswap.diagnose.facts import CoreUse, Hop, Port, Switch, Unseen, Wanted
 from ovs_hotswap.diagnose.host_faults import STARVED
 from ovs_hotswap.errors import HotswapError, SwitchError
@@ -26,8 +26,9 @@ from ovs_hotswap.model import Life, Side
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.switch.datapath import USERSPACE, DatapathPort, parse_numbers, ports_with_mtus
 from ovs_hotswap.switch.openflow import WITH_BUNDLES, OpenFlow
-from ovs_hotswap.switch.pmd import RxQueue, parse_pmd_iterations, parse_pmd_rxqs
+from ovs_hotswap.switch.pmd import parse_pmd_iterations
 from ovs_hotswap.switch.rpc import quick_call, transact
+from ovs_hotswap.switch.rxqs import RxQueue, parse_pmd_rxqs
 from ovs_hotswap.switch.tunnel import parse_neighbours, parse_routes
 
 _ANSWER_S = 1.0
@@ -84,7 +85,7 @@ class SwitchLook:
         after, watched = self._counters(), clock() - at
         later = self._tried("PMD threads", self._iterations)
         moved = {core for core, count in (later or {}).items() if (rounds or {}).get(core, count) != count}
-        uses = cores.uses(times, cores.times(pid), clock() - at, moved)
+        uses = core_use.uses(times, cores.times(pid), clock() - at, moved)
         before, after = self._read_twice(before, after)
         found = replace(
             found, before=before, after=after, watched=watched, cores=self._with_others(uses, pid),

@@ -41,9 +41,10 @@ from ovs_hotswap.switch.notify_pipe import notify_pipe
 from ovs_hotswap.switch.openflow import OpenFlow
 from ovs_hotswap.switch.ovsdb import INTERFACE_TABLES, ROOT_TABLES, BridgeSpec, PortSpec
 from ovs_hotswap.switch.owned import CONFIGURED_SLEEP
-from ovs_hotswap.switch.pmd import RxQueue, pmd_rxqs, pmd_sleep_key, pmd_sleep_us, set_vhost_log_level, vhost_log_level
+from ovs_hotswap.switch.pmd import pmd_rxqs, pmd_sleep_key, pmd_sleep_us, set_vhost_log_level, vhost_log_level
 from ovs_hotswap.switch.pools import packet_pools, page_mib
 from ovs_hotswap.switch.release import Releases
+from ovs_hotswap.switch.rxqs import RxQueue
 from ovs_hotswap.switch.tunnel import Tunnels
 from ovs_hotswap.system import System
 from ovs_hotswap.uplink import base

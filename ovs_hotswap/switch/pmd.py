@@ -4,47 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.switch.rxqs import THREAD, RxQueue, parse_pmd_rxqs
 from ovs_hotswap.switch.unixctl import appctl
 
 VHOST_LOG_TYPE = "lib.vhost.config"  # DPDK lib/vhost/vhost.c: one line and more per vhost-user message
 
-_THREAD = re.compile(r"^pmd thread numa_id (?P<numa>\d+) core_id (?P<core>\d+):$")
-_QUEUE = re.compile(r"^\s+port:\s+(?P<port>\S+)\s+queue-id:\s+(?P<queue>\d+)\s+\((?P<state>enabled|disabled)\)")
 _ITERATIONS = re.compile(r"^\s+Iterations:\s+(?P<count>\d+)\b")
 _LOG_TYPE = re.compile(r"^id \d+: (?P<type>\S+), level is (?P<level>\S+)$", re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True)
-class RxQueue:
-    """One receive queue that a PMD thread on ``core`` has in its poll list.
-
-    ``enabled`` is false if a guest disabled the ring. A vhost port to which no guest has connected yet has one queue,
-    and that queue is enabled: a caller has to count the queues as well.
-    """
-
-    queue: int
-    core: int
-    enabled: bool
-
-
-def parse_pmd_rxqs(text: str) -> dict[str, tuple[RxQueue, ...]]:
-    """Return the queues of each port, ordered by number, from ``dpif-netdev/pmd-rxq-show``.
-
-    OVS 3.1 to 3.5 print the same lines (lib/dpif-netdev.c, pmd_info_show_rxq); what later versions add is skipped.
-    """
-    found: dict[str, list[RxQueue]] = {}
-    core = -1
-    for line in text.splitlines():
-        if thread := _THREAD.match(line):
-            core = int(thread["core"])
-        elif queue := _QUEUE.match(line):
-            entry = RxQueue(int(queue["queue"]), core, queue["state"] == "enabled")
-            found.setdefault(queue["port"], []).append(entry)
-    return {port: tuple(sorted(queues, key=lambda entry: entry.queue)) for port, queues in found.items()}
 
 
 def pmd_rxqs(ctl: Path, *, timeout: float = 5.0) -> dict[str, tuple[RxQueue, ...]]:
@@ -55,7 +24,7 @@ def pmd_rxqs(ctl: Path, *, timeout: float = 5.0) -> dict[str, tuple[RxQueue, ...
 def pmd_count(ctl: Path, *, timeout: float = 5.0) -> int:
     """Return the number of PMD threads; there are none while no port needs one. Raises SwitchError."""
     lines = appctl(ctl, "dpif-netdev/pmd-rxq-show", timeout=timeout).splitlines()
-    return sum(_THREAD.match(line) is not None for line in lines)
+    return sum(THREAD.match(line) is not None for line in lines)
 
 
 def parse_pmd_iterations(text: str) -> dict[int, int]:
@@ -64,7 +33,7 @@ def parse_pmd_iterations(text: str) -> dict[int, int]:
     found: dict[int, int] = {}
     core = -1
     for line in text.splitlines():
-        if thread := _THREAD.match(line):
+        if thread := THREAD.match(line):
             core = int(thread["core"])
         elif line.startswith("main thread"):
             core = -1

@@ -124,6 +124,29 @@ def test_what_is_found_is_so_and_nothing_is_disturbed(host: StockHost, config: P
     assert "--mlockall" in warnings["memory pages"], "the guests' memory is of small pages"
 
 
+def test_bursts_looks_at_the_distributions_switch_and_changes_what_is_the_operators(
+    host: StockHost, config: Path
+) -> None:
+    """Before the host is taken over, under OVN: what others program stays, and an undo leaves nothing."""
+    before, flows = host.vsctl("list", "Interface", "vm1"), host.flows()
+    looking = ("bursts", "--seconds", "0.6")
+    found = command(host, config, *looking)
+    assert (found["active"], found["findings"]) == (None, []), "everything could be read"
+    assert found["cost"]["looks"] > 1
+    assert sum(each["queues"] for each in found["threads"]) >= len(host.guests)
+    (made,) = command(host, config, *looking, "--apply", "tx-retries:vm1")["applied"]
+    assert (made["before"], made["after"]) == (None, "32")
+    assert host.vsctl("get", "Interface", "vm1", "options:tx-retries-max") == '"32"'
+    assert len(command(host, config, "bursts", "--undo")["undone"]) == 1
+    assert stable(host.vsctl("list", "Interface", "vm1")) == stable(before)
+    assert host.flows() == flows
+
+
+def stable(row: str) -> list[str]:
+    """A row of an interface without what the switch counts."""
+    return [line for line in row.splitlines() if not line.startswith("statistics")]
+
+
 def test_a_second_device_is_asked_for(host: StockHost, tmp_path: Path) -> None:
     bare = tmp_path / "config.toml"
     command(host, bare, "config", "init")

@@ -269,7 +269,7 @@ class FrontEnd:
             self.say(messages.build_number(Request.SET_STATUS, status | bits))
 
     def _start_ring(self, ring: int, base: int) -> None:
-        self.say(messages.build_ring_value(Request.SET_VRING_NUM, ring, self.ring_size))
+        self.say(messages.build_ring_value(Request.SET_VRING_NUM, ring, self.layouts[ring].size))
         self.say(messages.build_ring_value(Request.SET_VRING_BASE, ring, base))
         self.say(messages.build_ring_address(ring, self.address(ring)))
         self._line(Request.SET_VRING_KICK, ring, self.kicks[ring])

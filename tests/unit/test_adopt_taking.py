@@ -20,7 +20,7 @@ from ovs_hotswap.adopt.snapshot import RegionFact
 from ovs_hotswap.adopt.taking import PortFact, check_enabled, parse_port, place_of
 from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError, TryAgain
 from ovs_hotswap.switch.paths import InstancePaths
-from ovs_hotswap.switch.pmd import RxQueue
+from ovs_hotswap.switch.rxqs import RxQueue
 from ovs_hotswap.system import System
 
 NOWHERE: Any = {field.name: Path("/nowhere") for field in fields(InstancePaths)}

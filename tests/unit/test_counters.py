@@ -105,7 +105,7 @@ def test_a_text_without_the_last_line_of_coverage_is_no_answer() -> None:
 
 def test_pmd_threads_and_the_main_thread() -> None:
     assert texts.pmds(PMDS) == (
-        PmdCounters(0, 1, 8123456789, 208291712, 3102, 12, 29, 3),
+        PmdCounters(0, 1, 8123456789, 208291712, 3102, 12, 29, 3, emc_hits=3010, megaflow_hits=70),
         PmdCounters(None, None, received=4, missed=4),
     )
     assert texts.pmds("") == ()
@@ -323,7 +323,7 @@ def test_real_coverage_counters() -> None:
 
 def test_real_pmd_threads() -> None:
     pmd, main = texts.pmds(answer("pmds-3.1.txt"))
-    assert pmd == PmdCounters(0, 1, 269327181, 281966572, 6989, 3494, 3, 0)
+    assert pmd == PmdCounters(0, 1, 269327181, 281966572, 6989, 3494, 3, 0, emc_hits=9914, megaflow_hits=566)
     assert (main.core, main.received, main.missed) == (None, 7, 1)
 
 

@@ -16,7 +16,7 @@ from click.shell_completion import ShellComplete
 
 from ovs_hotswap.cli import main
 from ovs_hotswap.cli.app import App
-from ovs_hotswap.cli.diagnose_cmd import follow
+from ovs_hotswap.cli.findings_page import follow
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.config_file import load_config
 from ovs_hotswap.counters.drops import Reason
@@ -201,7 +201,7 @@ def follow_all(output: Output, looks: list[Callable[[], Report]]) -> None:
         if not left:
             raise KeyboardInterrupt
 
-    follow(App(output), lambda: left.pop(0)(), wait)
+    follow(App(output), lambda: left.pop(0)(), headlines, wait)
 
 
 def failing() -> Report:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.diagnose import megaflows, trace
-from ovs_hotswap.diagnose.cores import CoreTime, others, times, uses
+from ovs_hotswap.diagnose.core_use import CoreTime, uses
+from ovs_hotswap.diagnose.cores import others, times
 from ovs_hotswap.diagnose.found import Cause
 from ovs_hotswap.diagnose.judging import report
 from tests.unit import diagnose_bed as bed

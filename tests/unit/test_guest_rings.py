@@ -100,9 +100,10 @@ def make() -> Iterator[Make]:
     made: list[Machine] = []
 
     def one(
-        vms: int = 2, pairs: int = 1, ring_size: int = 8, targets: tuple[int, ...] = (1, 0), begin: int = 0
-    ) -> Machine:
-        made.append(Machine(Shape(vms, pairs, ring_size, 256, begin=begin), targets))
+        vms: int = 2, pairs: int = 1, ring_size: int = 8, targets: tuple[int, ...] = (1, 0), begin: int = 0,
+        receive_size: int | None = None,
+    ) -> Machine:  # fmt: skip
+        made.append(Machine(Shape(vms, pairs, ring_size, 256, begin=begin, receive_size=receive_size), targets))
         return made[-1]
 
     yield one
@@ -236,6 +237,35 @@ def test_a_full_ring_refuses(make: Make) -> None:
     machine.drivers.turn()
     stream.send(2)
     assert (stream.sent, len(stream.offered)) == (5, 1)
+
+
+def test_receive_rings_may_be_shorter_than_those_that_send(make: Make) -> None:
+    machine = make(pairs=2, receive_size=4)
+    assert [layout.size for layout in machine.shape.layouts] == [4, 8, 4, 8]
+    assert len(machine.ends[1][0].heads()) == 4
+    for _ in range(10):
+        machine.stream(0, 0).send(1)
+    assert machine.stream(0, 0).sent == 8
+    machine.ends[1][2].view.used16[1] = 3
+    assert machine.bank.used.tolist() == [[0, 0, 0, 0], [0, 0, 3, 0]], "each one's used index is still seen"
+
+
+def test_a_burst_is_sent_at_once(make: Make) -> None:
+    machine = make(ring_size=64)
+    machine.drivers.start(1.0, 20)  # one burst in twenty seconds
+    machine.drivers.turn()
+    assert [stream.sent for stream in machine.drivers.streams.values()] == [20, 0]
+
+
+def test_frames_of_several_flows_differ_in_their_port_alone() -> None:
+    one, several = (frames.Writer(0, 2, (MACS[0], MACS[1]), 100, HEADER, flows) for flows in (1, 3))
+    port = slice(HEADER + frames.ETHERNET + frames.IPV4, HEADER + frames.ETHERNET + frames.IPV4 + 2)
+    assert len({bytes(one.make(number, 5)[port]) for number in range(7)}) == 1
+    assert len({bytes(several.make(number, 5)[port]) for number in range(7)}) == 3
+    assert several.make(3, 5) == one.make(3, 5)
+    stamp = frames.read(memoryview(several.make(4, 5))[HEADER:])
+    assert stamp is not None
+    assert stamp.sequence == 4
 
 
 def deliver(machine: Machine, vm: int, frame: bytes) -> None:

@@ -39,6 +39,7 @@ CHANGING = {
     "doctor", "instance rotate-logs", "package replace-daemons", "uplink selftest", "adopt", "release-vms",
     "config init", "stock install", "stock remove", "stock shield", "stock unshield", "metrics write",
     "flowlog run", "trace",
+    "bursts",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, HostError, SwitchError
 from ovs_hotswap.model import Proof, Side
 from ovs_hotswap.plan.executor import Event, StepContext
-from ovs_hotswap.switch.pmd import RxQueue
+from ovs_hotswap.switch.rxqs import RxQueue
 from ovs_hotswap.upgrade import baseline
 from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.upgrade.soak import Soak, see_served

@@ -77,11 +77,14 @@ def names(found: dict[str, Any], inside: dict[str, Any], prefix: str = "") -> se
 
 
 REPORT = json.loads((schema.DIRECTORY / "report.schema.json").read_text())
+BURSTS = json.loads((schema.DIRECTORY / "bursts.schema.json").read_text())
 PAGES = [(VM, "## vm"), (BROKER_SCHEMA, "## broker"), (DOCTOR, "## doctor"), (DIAGNOSE, "## diagnose"),
-         (CLONE, "## check on a host that others program"), (REPORT, "## report")]  # fmt: skip
+         (BURSTS, "## bursts"), (CLONE, "## check on a host that others program"), (REPORT, "## report")]  # fmt: skip
 
 
-@pytest.mark.parametrize(("found", "heading"), PAGES, ids=["vm", "broker", "doctor", "diagnose", "check", "report"])
+@pytest.mark.parametrize(
+    ("found", "heading"), PAGES, ids=["vm", "broker", "doctor", "diagnose", "bursts", "check", "report"]
+)
 def test_the_page_describes_every_field(found: dict[str, Any], heading: str) -> None:
     section = PAGE.read_text().partition(f"\n{heading}\n")[2].partition("\n## ")[0]
     here = {name for name in names(found, found) if not name.startswith(("switches.b", "differing[]"))}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ovs_hotswap.errors import SwitchError
-from ovs_hotswap.switch.pmd import RxQueue, parse_pmd_iterations, parse_pmd_rxqs, pmd_sleep_key
+from ovs_hotswap.switch.pmd import parse_pmd_iterations, pmd_sleep_key
+from ovs_hotswap.switch.rxqs import RxQueue, parse_pmd_rxqs
 from ovs_hotswap.switch.tunnel import TunnelNeighbour, TunnelRoute, parse_neighbours, parse_routes
 
 RXQS = """\

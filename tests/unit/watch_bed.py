@@ -24,7 +24,7 @@ from ovs_hotswap.switch.instance import InstanceStatus, State
 from ovs_hotswap.switch.memory import Demand, PacketPool
 from ovs_hotswap.switch.ovsdb import PortSpec
 from ovs_hotswap.switch.paths import InstancePaths
-from ovs_hotswap.switch.pmd import RxQueue
+from ovs_hotswap.switch.rxqs import RxQueue
 from ovs_hotswap.system import files
 from ovs_hotswap.uplink.proof import End
 from ovs_hotswap.watchdog import status_file
