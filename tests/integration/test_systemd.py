@@ -21,8 +21,8 @@ from tests.support.machine import PREFIX, Machine
 from tests.support.waiting import eventually
 
 REPOSITORY = Path(__file__).parents[2]
-BROKER, RESTORE, WATCH, NETNS, LOGS, FLOWLOG = (
-    f"ovs-hotswap-{name}.service" for name in ("broker", "restore", "watch", "netns@a", "logs", "flowlog")
+BROKER, RESTORE, WATCH, NETNS, LOGS, FLOWLOG, METRICS = (
+    f"ovs-hotswap-{name}.service" for name in ("broker", "restore", "watch", "netns@a", "logs", "flowlog", "metrics")
 )
 UNITS = {"a": "ovs-hotswap-instance@a.service", "b": "ovs-hotswap-instance@b.service"}
 WATCHDOG_S = 3
@@ -129,7 +129,7 @@ def lives_in_its_unit(machine: Machine, side: str) -> bool:
 
 
 def test_the_units_are_free_of_faults(machine: Machine) -> None:
-    done = machine.run(["systemd-analyze", "verify", BROKER, RESTORE, WATCH, NETNS, FLOWLOG, UNITS["a"]])
+    done = machine.run(["systemd-analyze", "verify", BROKER, RESTORE, WATCH, NETNS, FLOWLOG, METRICS, UNITS["a"]])
     assert done.stdout + done.stderr == ""
 
 
@@ -139,7 +139,7 @@ def documented_scores() -> dict[str, float]:
     return {unit: float(score) for unit, score in rows}
 
 
-@pytest.mark.parametrize("unit", [BROKER, RESTORE, WATCH, NETNS, LOGS, FLOWLOG, UNITS["a"]])
+@pytest.mark.parametrize("unit", [BROKER, RESTORE, WATCH, NETNS, LOGS, FLOWLOG, METRICS, UNITS["a"]])
 def test_a_unit_is_as_hard_as_documented(machine: Machine, unit: str) -> None:
     out = machine.run(["systemd-analyze", "security", "--no-pager", unit]).stdout
     score = re.search(r"exposure level for \S+: ([0-9.]+)", out)
@@ -206,6 +206,18 @@ def test_the_watchdog_s_standby_is_not_the_watchdog_s(machine: Machine) -> None:
     assert lives_in_its_unit(machine, "b")
     assert list(machine.processes(WATCH)) == [int(machine.show(WATCH, "MainPID"))]
     wait(machine, lambda: "standby b: ready" in machine.show(WATCH, "StatusText"), "the status line")
+
+
+def test_the_metrics_read_everything_from_within_their_unit(machine: Machine) -> None:
+    """No right that the unit lacks keeps a part of the host from being read."""
+    machine.run(["systemctl", "start", METRICS])
+    fetch = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9865/metrics').read().decode())"
+    text = machine.run([f"{PREFIX}/bin/python", "-c", fetch]).stdout
+    machine.run(["systemctl", "stop", METRICS])
+    assert re.search(r'^ovs_hotswap_standby_ready\{host="[^"]+"\} 1\.0$', text, re.MULTILINE), text
+    assert re.search(r'^ovs_hotswap_unknown\{.*part="flows",side="b"\} 0\.0$', text, re.MULTILINE)
+    assert re.findall(r"^ovs_hotswap_unknown\{.*\} 1\.0$", text, re.MULTILINE) == []
+    assert machine.show(METRICS, "Result") == "success"
 
 
 def test_a_restart_of_the_watchdog_leaves_both_instances(machine: Machine) -> None:

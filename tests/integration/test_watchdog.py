@@ -21,8 +21,11 @@ from ovs_hotswap.lab.watch import wait_protected, watchdog
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.tables import Form, lines, render
 from ovs_hotswap.plan.executor import Event, EventKind
+from ovs_hotswap.reports.document import Outcome, RunKind, RunReport
+from ovs_hotswap.reports.store import Reports
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.system import System
+from ovs_hotswap.upgrade import run_report
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.watchdog import report, status_file
 from tests.support.lab_bed import SHORT_SOAK, serving_lab
@@ -78,6 +81,21 @@ def served_by(host: Host, side: Side) -> None:
     assert host.active() is side
 
 
+def see_report(host: Host, event: dict[str, Any]) -> None:
+    """Check that the failover left a report with the times of every VM, and that it is complete after a while."""
+    reports = Reports(run_report.directory(host.config), host.system)
+
+    def own() -> list[RunReport]:
+        return [each for each in reports.all() if each.started == event["detected"] and each.protected_after_s]
+
+    eventually(lambda: bool(own()), "no report of the failover")
+    (found,) = own()
+    assert (found.kind, found.outcome, found.new) == (RunKind.FAILOVER, Outcome.DONE, event["to"])
+    assert len(found.passed) == GUESTS
+    assert all(vm.since is not None and vm.handover_us is None for vm in found.vms)
+    assert "Failover from" in reports.page(found.id).read_text()
+
+
 @pytest.mark.parametrize(
     ("number", "reason"), [(signal.SIGKILL, "process"), (signal.SIGTERM, "process"), (signal.SIGSTOP, "stopped")]
 )
@@ -99,6 +117,7 @@ def test_every_vm_moves_when_the_active_dies_or_hangs(
     assert ("fenced" in event["ms"]) is (number is signal.SIGSTOP)
     wait_protected(host, old.other)
     served_by(host, old.other)
+    see_report(host, event)
     assert host.instances[old].pid() not in (None, pid)
     assert host.pmd_sleep(old.other) == host.config.instance(old.other).pmd_sleep_us
     serving, standing_by = (host.instances[side].pid() for side in (old.other, old))
