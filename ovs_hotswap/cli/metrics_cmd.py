@@ -53,6 +53,7 @@ def serve(app: App, listen: tuple[str, int], host_label: str | None, log_level: 
       ovs-hotswap metrics serve
       ovs-hotswap metrics serve --listen 192.0.2.10:9865
     """
+    import gc
     import signal
     import threading
 
@@ -64,6 +65,7 @@ def serve(app: App, listen: tuple[str, int], host_label: str | None, log_level: 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     server, thread = collector.serve(collector.HostCollector(app.config, app.system, host=host_label), *listen)
+    gc.freeze()  # what is there for as long as the process lives is left out of each collection
     sd_notify.notify("READY=1")
     try:
         while not stop.wait(3600):
@@ -94,9 +96,10 @@ def write(app: App, file: Path, host_label: str | None) -> None:
       ovs-hotswap metrics write /var/lib/prometheus/node-exporter/ovs-hotswap.prom
       ovs-hotswap metrics write -
     """
-    from ovs_hotswap.metrics import collector
+    from ovs_hotswap.metrics.collector import HostCollector
+    from ovs_hotswap.metrics.exposition import text
 
-    found = collector.text(collector.HostCollector(app.config, app.system, host=host_label))
+    found = text(HostCollector(app.config, app.system, host=host_label))
     if str(file) == "-":
         app.output.document({"file": None, "bytes": len(found)})
         app.output.line(found.rstrip("\n"))

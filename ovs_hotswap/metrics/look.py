@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,9 @@ from ovs_hotswap.watchdog import report
 
 Kind = TypeVar("Kind")
 _TIMEOUT_S = 1.0  # for each of a few questions: a scrape must end within the ten seconds that Prometheus waits
+_RARELY = frozenset({"ports", "flows"})  # what costs most
+_RARELY_LOOKS = 4
+_SETTLED_LOOKS, _SETTLED_S = 2, 10.0  # other_config:stats-update-interval is 5 s by default
 _HOST_PARTS = ("active", "uplink", "vms", "intent", "broker", "journal")
 
 
@@ -66,12 +70,34 @@ class Look:
     unknown: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class Rest:
+    """For how many looks a side has served no VM, and since when (monotonic). ``unknown``: why a part that is read
+    rarely could not be read last."""
+
+    looks: int = 0
+    since: float = -math.inf
+    unknown: Mapping[str, str] = field(default_factory=dict)
+
+    def skips(self, now: float, *, rests: bool) -> bool:
+        """Whether what is read rarely is left out at this look. ``rests``: the side serves no VM. What it counted when
+        it did is in the database some seconds later."""
+        if not rests:
+            self.looks, self.since = 0, now
+            return False
+        self.looks += 1
+        settled = self.looks > _SETTLED_LOOKS and now - self.since >= _SETTLED_S
+        return settled and self.looks % _RARELY_LOOKS != 0
+
+
 class HostReader:
-    """Looks at a host again and again. The overlay intent is read again only when its file has changed."""
+    """Looks at a host again and again. The overlay intent is read again only when its file has changed, and the ports
+    and flows of an instance that serves no VM at one look of four: their counters change little, and cost the most."""
 
     def __init__(self, config: Config, system: System, *, make_host: Callable[..., Host] = Host) -> None:
         self._config, self._system, self._make_host = config, system, make_host
         self._intent: tuple[tuple[int, int], Intent] | None = None
+        self._rests = {side: Rest() for side in Side}
 
     def look(self) -> Look:
         """Return what can be seen now. Raises StateUnknown only if it cannot be read what the two instances of a host
@@ -97,7 +123,10 @@ class HostReader:
         if silent is not None:
             unknown["broker", ""] = silent  # it is not asked twice
         journal = tried("journal", lambda: (Journals(config.state_dir, system).read(),))
-        counters = {side: self._counters(host, side) for side in Side}
+        active = tried("active", host.recorded_active)
+        serving = {active, *(vm.owner for vm in vms or ())}
+        sure = vms is not None and active is not None and journal == (None,) and config.uplink.driver != "exclusive"
+        counters = {side: self._counters(host, side, rests=sure and side not in serving) for side in Side}
         for side, each in counters.items():
             if each.process is not None:
                 unknown |= {(part, side.value): why for part, why in each.unknown.items()}
@@ -105,7 +134,7 @@ class HostReader:
             return Look(
                 time=system.wall(),
                 watch=report.read(config, system),
-                active=tried("active", host.recorded_active),
+                active=active,
                 uplink=tried("uplink", lambda: self._uplink_side(host, counters)) if known and self._steers else None,
                 vms=vms,
                 broker=tried("broker", lambda: host.broker.status()) if broker and silent is None else None,
@@ -135,12 +164,17 @@ class HostReader:
             return found[0] if len(found) == 1 else None
         return make_uplink(self._config, host.intent, host.uplink_ends, quick=driver == "announce").owner()
 
-    def _counters(self, host: Host, side: Side) -> SwitchCounters:
+    def _counters(self, host: Host, side: Side, *, rests: bool) -> SwitchCounters:
         """Return what a side has counted. A bridge that others program has no flows of the overlay."""
-        overlay = self._config.program is Program.OVERLAY
-        parts = [part for part in PARTS if part != ("conntrack" if overlay else "flows")]
+        rest, overlay = self._rests[side], self._config.program is Program.OVERLAY
+        skips = rest.skips(self._system.monotonic(), rests=rests)
+        leave = {"conntrack" if overlay else "flows", *(_RARELY if skips else ())}
         reader = CounterReader(host.instances[side].paths, self._system, self._config.bridge, timeout=_TIMEOUT_S)
-        return reader.look(parts)
+        found = reader.look([part for part in PARTS if part not in leave])
+        if skips and found.process is not None:
+            return replace(found, unknown={**found.unknown, **rest.unknown})
+        rest.unknown = {part: why for part, why in found.unknown.items() if part in _RARELY}
+        return found
 
     def _present_intent(self) -> Intent:
         path = self._config.overlay

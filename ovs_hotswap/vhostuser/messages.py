@@ -140,8 +140,10 @@ CARRIED_PROTOCOL_FEATURES = sum(1 << bit for bit in ProtocolFeature)
 
 def feature_names(bits: int) -> list[str]:
     """Return the names of the set bits, lowest first; a bit without a name here is called ``bit 34``."""
-    known = {int(bit): bit.name for bit in Feature}
-    return [known.get(bit, f"bit {bit}") for bit in range(64) if bits >> bit & 1]
+    return [_FEATURE_NAMES.get(bit, f"bit {bit}") for bit in range(bits.bit_length()) if bits >> bit & 1]
+
+
+_FEATURE_NAMES = {int(bit): bit.name for bit in Feature}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from ovs_hotswap.backends import OwnerCertainty, Switches
 from ovs_hotswap.config import Config
 from ovs_hotswap.counters.drops import Reason
 from ovs_hotswap.counters.values import SwitchCounters
-from ovs_hotswap.metrics.collector import HostCollector, text
+from ovs_hotswap.metrics.collector import HostCollector
+from ovs_hotswap.metrics.exposition import text
 from ovs_hotswap.metrics.history import History, with_events
 from ovs_hotswap.metrics.look import Look, Unfinished
 from ovs_hotswap.metrics.tally import Tally, drop_key

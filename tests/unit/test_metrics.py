@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import os
 import re
 import socket
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
@@ -27,11 +31,13 @@ from ovs_hotswap.counters.drops import Reason
 from ovs_hotswap.counters.values import ConntrackCounts, PmdCounters, SwitchCounters
 from ovs_hotswap.errors import BusyError, HostError
 from ovs_hotswap.host import event_log
+from ovs_hotswap.host.host import Host
 from ovs_hotswap.metrics.catalogue import METRICS, Kind
-from ovs_hotswap.metrics.collector import HostCollector, counted, serve, text
+from ovs_hotswap.metrics.collector import HostCollector, counted, serve
+from ovs_hotswap.metrics.exposition import text
 from ovs_hotswap.metrics.histogram import Histogram
 from ovs_hotswap.metrics.history import EVENTS, Ended, EventsRead, History, why_back, with_events, with_upgrades
-from ovs_hotswap.metrics.look import HostReader, Look, Unfinished, every_part
+from ovs_hotswap.metrics.look import HostReader, Look, Rest, Unfinished, every_part
 from ovs_hotswap.metrics.page import Page, fill, serving_of
 from ovs_hotswap.metrics.state import Kept, KeptFile
 from ovs_hotswap.metrics.tally import Tally, drop_key
@@ -629,6 +635,86 @@ def test_the_intent_is_read_again_when_its_file_has_changed(config: Config) -> N
     config.overlay.unlink()
     config.overlay.write_text("vm")
     assert reader.look().ports is None
+
+
+def test_a_side_that_serves_no_vm_is_read_whole_at_one_look_of_four_after_it_has_settled() -> None:
+    rest = Rest()
+    assert [rest.skips(15.0 * look, rests=True) for look in range(8)] == [
+        False, False, True, False, True, True, True, False,
+    ]  # fmt: skip
+    assert not rest.skips(120.0, rests=False)
+    assert [rest.skips(120.0 + 4 * look, rests=True) for look in range(1, 6)] == [False, False, True, False, True]
+
+
+def test_what_could_not_be_read_last_of_a_side_at_rest_stays_unknown(config: Config, tmp_path: Path) -> None:
+    """Its process runs and its database is silent; the other side is the active one and owns the VM."""
+    begin(config, tmp_path)
+    config.run_dir.mkdir(exist_ok=True)
+    config.overlay.write_text(INTENT)
+    (config.run_dir / "b").mkdir()
+    pid = config.run_dir / "b/ovs-vswitchd.pid"
+    pid.write_text(f"{os.getpid()}\n")
+
+    class Served(Host):
+        def recorded_active(self) -> Side:
+            return Side.A
+
+        @property
+        def backends(self) -> Any:
+            return OneVm()
+
+    class OneVm:
+        def vms(self, *, read: bool) -> list[Any]:
+            return [vm_status(owner=Side.A)]
+
+    reader = HostReader(config, FakeVswitchd(), make_host=Served)
+    assert [("ports", "b") in reader.look().unknown for _ in range(4)] == [True] * 4
+
+
+class FakeVswitchd(System):
+    """One process counts as an ovs-vswitchd."""
+
+    def read_pid(self, path: Path) -> int | None:
+        return os.getpid() if path.exists() else None
+
+
+def test_the_text_is_that_of_prometheus_client(config: Config) -> None:
+    strange = Tally(("vm1",), {drop_key(Reason.RING_FULL, 'a "port"\\\n'): 1 << 60}, {"deliver": 3}, {"vm1": 1})
+    page = Page('host "1"')
+    failed = with_events(History(), [{"event": "failover", "ms": {"owned": 7}}], EventsRead())
+    fill(page, config, look(), strange, failed)
+
+    class Filled(Collector):
+        def collect(self) -> Iterator[Metric]:
+            return page.families()
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Filled())
+    theirs, ours = (
+        [(family.name, family.type, family.documentation, family.samples)
+         for family in text_string_to_metric_families(found)]
+        for found in (generate_latest(registry).decode(), text(Filled()))
+    )  # fmt: skip
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("encoding", [None, "gzip"])
+def test_an_answer_is_compressed_if_that_is_asked_for(encoding: str | None) -> None:
+    server, thread = serve(Fixed(), "127.0.0.1", 0)
+    try:
+        asked = urllib.request.Request(f"http://127.0.0.1:{server.server_port}/metrics")
+        if encoding:
+            asked.add_header("Accept-Encoding", encoding)
+        with urllib.request.urlopen(asked) as answer:
+            body = answer.read()
+            assert answer.headers["Content-Encoding"] == encoding
+        assert b"ovs_hotswap_broker_up" in (gzip.decompress(body) if encoding else body)
+        with pytest.raises(urllib.error.HTTPError, match="405"):
+            urllib.request.urlopen(urllib.request.Request(asked.full_url, method="POST"))
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def test_many_scrapes_at_once_do_not_disturb_each_other(config: Config) -> None:
