@@ -57,8 +57,9 @@ soak-uplinks: setup test-setup ## ROUNDS=10 upgrades and ways back for each driv
 soak-hosts: setup test-setup ## ROUNDS=10 hosts of each kind that others program: an upgrade and back under traffic, each packet counted; then kills at every step (root)
 	OVS_HOTSWAP_STOCK_ROUNDS=$(or $(ROUNDS),10) $(BIN)/pytest -s tests/integration/test_stock_host.py tests/integration/test_stock_upgrade.py tests/integration/test_stock_libvirt.py tests/integration/test_stock_docs.py tests/integration/test_stock_neutron.py $(wildcard tests/integration/test_stock_strikes*.py)
 
-flowlog: setup test-setup ## the flow log with real collectors: an upgrade and back, a failover (root)
-	OVS_HOTSWAP_FLOWLOG=1 $(BIN)/pytest tests/integration/test_flowlog.py
+flowlog: setup test-setup ## the flow log with real collectors: an upgrade and back, a failover, others' samples in wire mode (root)
+	OVS_HOTSWAP_FLOWLOG=1 $(BIN)/pytest tests/integration/test_flowlog.py \
+		tests/integration/test_wire.py::test_what_a_pipeline_samples_is_exported_by_one_switch_at_a_time
 
 neutron: setup test-setup ## a host with the own server and agent of Neutron: an upgrade and back under traffic (root)
 	tools/neutron.sh $(CURDIR)/build/neutron

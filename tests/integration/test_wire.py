@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -15,20 +17,27 @@ import pytest
 from bench.guests import Fleet
 from bench.guests.fleet import Stats
 from bench.window import Notes
+from ovs_hotswap.config_flowlog import FlowLogConfig
 from ovs_hotswap.errors import HotswapError, SwitchError
+from ovs_hotswap.flowlog.relay import open_in
 from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.flow_samples import COLLECTOR_SET
 from ovs_hotswap.overlay.ports import UPLINK
+from ovs_hotswap.switch import flow_log as rows
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.move_vms import move_all
 from ovs_hotswap.waiting import wait_until
 from ovs_hotswap.wire.keeper import Keeper
 from ovs_hotswap.wire.mirror_flows import CARRY, WIRE, Mode
 from ovs_hotswap.wire.mirrors import MirrorWire, UplinkPort
+from tests.support.ipfix_collector import PACKETS, Reader
 from tests.support.wire_bed import WireBed, wire_bed
 
 VMS, REMOTE_VMS = 3, 1
 RATE = 1000
 CUTS = int(os.environ.get("OVS_HOTSWAP_WIRE_CUTS", "6"))
+SOURCE_ADDRESS = 8  # sourceIPv4Address
+TALKERS = {bytes([198, 18, 0, number]) for number in (1, 2)}  # the two VMs that exchange frames
 _LEARNS_S = 1.0  # what a pipeline has learnt takes the place of floods when the datapath looks at its flows again
 FAULTS = ("lost", "doubled", "reordered", "waiting", "refused")
 
@@ -105,6 +114,11 @@ def flowing(fleet: Fleet, *, only: Callable[[Stats], Stats] = lambda stats: stat
         fleet.stop()
 
 
+def of_two(stats: Stats) -> Stats:
+    """The figures of the two VMs that exchange frames with each other."""
+    return replace(stats, streams=tuple(each for each in stats.streams if each.source in (1, 2)), stray=0)
+
+
 def uplinks(bed: WireBed) -> list[UplinkPort]:
     return [UplinkPort(bed.config.bridge, UPLINK)]
 
@@ -158,10 +172,6 @@ def test_a_cut_and_the_way_back_lose_nothing_and_leave_no_trace(
 
 def test_access_ports_and_normal(bed: WireBed, fleet: Fleet, run: Notes, wire: MirrorWire) -> None:
     """The two VMs that exchange frames have access ports, and NORMAL learns where they are."""
-
-    def of_two(stats: Stats) -> Stats:
-        return replace(stats, streams=tuple(each for each in stats.streams if each.source in (1, 2)), stray=0)
-
     names = [vm.name for vm in bed.host.intent.vms][1:]
     try:
         for side in Side:
@@ -188,6 +198,52 @@ def test_access_ports_and_normal(bed: WireBed, fleet: Fleet, run: Notes, wire: M
         for side in Side:
             bed.set_ports(side, names, tag=None)
             bed.program(side, bed.stateful())
+
+
+def exported(sockets: dict[Side, socket.socket], seconds: float) -> Counter[Side]:
+    """The packets of the two VMs that each switch reports in this time."""
+    readers, end = {side: Reader() for side in sockets}, time.monotonic() + seconds
+    while time.monotonic() < end:
+        for side, each in sockets.items():
+            with suppress(TimeoutError):
+                readers[side].take(side, each.recv(1 << 16))
+    found = Counter[Side]()
+    for side, reader in readers.items():
+        own = [record for _, record in reader.records if record.get(SOURCE_ADDRESS) in TALKERS]
+        found[side] = sum(int.from_bytes(record[PACKETS]) for record in own)
+    return found
+
+
+@pytest.mark.skipif("OVS_HOTSWAP_FLOWLOG" not in os.environ, reason="`make flowlog` tries it")
+def test_what_a_pipeline_samples_is_exported_by_one_switch_at_a_time(
+    bed: WireBed, fleet: Fleet, run: Notes, wire: MirrorWire
+) -> None:
+    """Both switches have the same flows with the action sample and the same collector set, as a clone has them: until
+    the cut the old one exports each packet once, and then the new one does."""
+    names = [vm.name for vm in bed.host.intent.vms][1:]
+    log = FlowLogConfig(collectors=["192.0.2.1:4739"], export_s=1)
+    sample = f"sample(probability=65535,collector_set_id={COLLECTOR_SET},obs_domain_id=1,obs_point_id=1)"
+    databases = {side: bed.host.instances[side].paths.db_socket for side in Side}
+    with ExitStack() as stack:
+        sockets = {side: stack.enter_context(open_in(bed.config.namespace(side))) for side in Side}
+        for side, each in sockets.items():
+            each.settimeout(0.05)
+            rows.put(databases[side], bed.config.bridge, log)
+            stack.callback(rows.remove, databases[side])
+            bed.set_ports(side, names, tag=5)
+            stack.callback(bed.set_ports, side, names, tag=None)
+            bed.program(side, [f"table=0,priority=0 actions={sample},NORMAL"])
+            stack.callback(bed.program, side, bed.stateful())
+        wire.open(Side.A, bed.vm_ports)
+        wire.wire(Side.B)
+        move_all(bed.host, Side.B, run)
+        for expected in (Side.A, Side.B):
+            before = of_two(fleet.stats()).total("sent")
+            fleet.start(RATE)
+            time.sleep(1)
+            sent = of_two(fleet.stop()).total("sent") - before
+            assert exported(sockets, 2.0) == {expected: sent, expected.other: 0}
+            wire.cut(Side.B)
 
 
 def test_what_others_remove_is_brought_back(bed: WireBed, wire: MirrorWire, system: System) -> None:
