@@ -1,16 +1,15 @@
 """What a trace costs the traced VM and the others: ways of copying a VM's packets, beside no trace in the same run.
 
-Seven simulated guests on one switch: two exchange a fixed number of frames a second with the remote host, through the
-tunnel, two pairs do so with each other, and the last has no traffic. One VM of the first pair is traced. The cost of a
-frame is the processor cycles in which the PMD threads were not idle, for each frame that arrived: on a core of its own,
-the switch forwards so many times fewer frames.
-Latencies are from sent to received, of the pair with the traced VM (*traced*) and of all others (*others*).
+Six simulated guests on one switch: two exchange a fixed number of frames a second with the remote host, through the
+tunnel, and two pairs do so with each other. One VM of the first pair is traced. The cost of a frame is the processor
+cycles in which the PMD threads were not idle, for each frame that arrived: on a core of its own, the switch forwards so
+many times fewer frames. Latencies are from sent to received, of the pair with the traced VM (*traced*) and of all
+others (*others*).
 
 Ways: a mirror to a device of the kernel, of which the first 256 bytes or whole packets are read (the first is what
-`trace` does); the same with the device down; a mirror to the port of the last guest, by which a process that is a
-vhost-user front end would read; sFlow of the bridge with every packet or one of 64 sampled. *none* takes its turn
-before each of them. Besides, the longest time without a frame, and the frames that are lost, are taken while a trace is
-made and removed, and in a time of the same length in which nothing is done.
+`trace` does); the same with the device down; sFlow of the bridge with every packet or one of 64 sampled. *none* takes
+its turn before each of them. Besides, the longest time without a frame, and the frames that are lost, are taken while a
+trace is made and removed, and in a time of the same length in which nothing is done.
 """
 
 from __future__ import annotations
@@ -48,13 +47,13 @@ from ovs_hotswap.tracing.capture import Capture
 from ovs_hotswap.tracing.wish import Wish, kernel_filter
 from ovs_hotswap.uplink.frames import in_namespace
 
-NONE, DEVICE, WHOLE, DOWN, FRONT_END, SFLOW, SFLOW_64 = (
+NONE, DEVICE, WHOLE, DOWN, SFLOW, SFLOW_64 = (
     "none", "mirror to a device, 256 bytes", "mirror to a device, whole packets", "mirror to a device that is down",
-    "mirror to a vhost-user port", "sFlow, every packet", "sFlow, one of 64",
+    "sFlow, every packet", "sFlow, one of 64",
 )  # fmt: skip
-WAYS = (DEVICE, WHOLE, DOWN, FRONT_END, SFLOW, SFLOW_64)
+WAYS = (DEVICE, WHOLE, DOWN, SFLOW, SFLOW_64)
 TRACED, OTHERS = (2, 4), (0, 1, 3, 5)
-_VMS, _REMOTE = 7, 2
+_VMS, _REMOTE = 6, 2
 _SETTLES_S = 0.3
 _CHANGES = 2  # in each round
 _WINDOW_S = 0.6  # in which the longest gap is looked for
@@ -116,8 +115,6 @@ class TraceCost:
                 stack.callback(self._mirror.remove, self._owner)
                 if way != DOWN:
                     stack.enter_context(self._reading())
-            elif way == FRONT_END:
-                stack.enter_context(self._mirrored_to(bridge, self._vms[-1]))
             else:
                 stack.enter_context(self._sampled(bridge, 1 if way == SFLOW else 64))
             self._mirror.wake()
@@ -141,30 +138,6 @@ class TraceCost:
             finally:
                 stop.set()
                 reader.join()
-
-    @contextlib.contextmanager
-    def _mirrored_to(self, bridge: str, port: str) -> Iterator[None]:
-        """Copy to another VM's port."""
-        rows = self._rows("Bridge", "Port")
-        (where,) = [uuid for uuid, row in rows["Bridge"].items() if row["name"] == bridge]
-        source, target = (next(uuid for uuid, row in rows["Port"].items() if row["name"] == name)
-                          for name in (self._vms[TRACED[0]], port))  # fmt: skip
-        made = {"name": "bench", "select_src_port": ["uuid", source], "select_dst_port": ["uuid", source],
-                "output_port": ["uuid", target], "snaplen": 256}  # fmt: skip
-        # A mirror alone has no existing flow looked at again; another VLAN mode of a port has (`trace_rows`).
-        try:
-            for _ in self._row("Mirror", made, where, "mirrors"):
-                self._set_mode(target, "native-untagged")
-                self._mirror.wake()
-                yield
-        finally:
-            self._set_mode(target, ["set", []])
-            self._mirror.wake()
-
-    def _set_mode(self, port: str, mode: object) -> None:
-        where = [["_uuid", "==", ["uuid", port]]]
-        change = {"op": "update", "table": "Port", "where": where, "row": {"vlan_mode": mode}}
-        transact(self._paths.db_socket, [change], timeout=2)
 
     @contextlib.contextmanager
     def _sampled(self, bridge: str, sampling: int) -> Iterator[None]:
@@ -216,8 +189,7 @@ class TraceCost:
     def _see_copies(self, way: str) -> None:
         """Raises LabError if the flows of the datapath do not copy packets in this way."""
         flows = appctl(self._paths.vswitchd_ctl, "dpctl/dump-flows", USERSPACE)
-        wanted = {NONE: "", WHOLE: "", SFLOW: "sFlow(", SFLOW_64: "sFlow("}.get(way, "trunc(")
-        if wanted not in flows or (way == NONE and ("sFlow(" in flows or "trunc(" in flows)):
+        if (way in (DEVICE, DOWN) and "trunc(" not in flows) or (way == NONE and "trunc(" in flows):
             raise LabError(f"{way}: the datapath does something else")
 
     # -- making and removing
