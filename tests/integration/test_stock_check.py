@@ -130,11 +130,11 @@ def test_bursts_looks_at_the_distributions_switch_and_changes_what_is_the_operat
     """Before the host is taken over, under OVN: what others program stays, and an undo leaves nothing."""
     before, flows = host.vsctl("list", "Interface", "vm1"), host.flows()
     looking = ("bursts", "--seconds", "0.6")
-    found = command(host, config, *looking)
+    found = command(host, config, *looking, "--apply", "tx-retries:vm1")
     assert (found["active"], found["findings"]) == (None, []), "everything could be read"
     assert found["cost"]["looks"] > 1
     assert sum(each["queues"] for each in found["threads"]) >= len(host.guests)
-    (made,) = command(host, config, *looking, "--apply", "tx-retries:vm1")["applied"]
+    (made,) = found["applied"]
     assert (made["before"], made["after"]) == (None, "32")
     assert host.vsctl("get", "Interface", "vm1", "options:tx-retries-max") == '"32"'
     assert len(command(host, config, "bursts", "--undo")["undone"]) == 1
