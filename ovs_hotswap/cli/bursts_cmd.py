@@ -80,9 +80,8 @@ def bursts(
     """
     _refuse(watch=watch, advice=advice, undo=undo, dry_run=dry_run)
     from ovs_hotswap.bursts.applying import Changer
-    from ovs_hotswap.bursts.judging import report
     from ovs_hotswap.bursts.looking import Looking
-    from ovs_hotswap.bursts.page import headlines, lines
+    from ovs_hotswap.bursts.page import headlines
     from ovs_hotswap.host.host import Host
 
     if undo:
@@ -92,6 +91,18 @@ def bursts(
     if watch:
         follow(app, lambda: _look(looking, vm)[0], headlines, lambda: None)
         return
+    _once(app, looking, vm, advice, dry_run=dry_run, agreed=yes)
+
+
+def _once(
+    app: App, looking: Looking, vm: str | None, advice: str | None, *, dry_run: bool, agreed: bool
+) -> None:  # fmt: skip
+    """Look once, and make the changes that are asked for."""
+    from ovs_hotswap.bursts.applying import Changer
+    from ovs_hotswap.bursts.judging import report
+    from ovs_hotswap.bursts.page import lines
+    from ovs_hotswap.host.host import Host
+
     window = looking.window()
     found, advised = report(window, looking.target.side, vm)
     show(app, lambda width: lines(found, width))
@@ -101,7 +112,7 @@ def bursts(
         app.output.document(found)
         click.get_current_context().exit(CODES.get(found.worst, 0))
     wanted = _wanted(advice, advised, window)
-    made = _apply(app, changer, wanted, dry_run=dry_run, agreed=yes)
+    made = _apply(app, changer, wanted, dry_run=dry_run, agreed=agreed)
     app.output.document(replace(found, applied=tuple(made)))
 
 

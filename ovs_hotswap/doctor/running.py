@@ -27,6 +27,7 @@ UNSEEN = {
     "vms": Kind(Section.VMS, "VMs", Severity.UNKNOWN),
     "unfinished": Kind(Section.INSTANCES, "journal", Severity.UNKNOWN),
     "last": Kind(Section.INSTANCES, "journal", Severity.UNKNOWN),
+    "flowlog": Kind(Section.INSTANCES, "flow log", Severity.UNKNOWN),
 }
 _WATCH = "`ovs-hotswap watch status --events 50`"
 # The problems of `status` by the first word of what they are about, with the command for those that name none.
@@ -42,6 +43,7 @@ PROBLEMS = {
     "standby": Kind(Section.STANDBY, "standby", Severity.WARNING, _WATCH),
     "configuration": Kind(Section.CONFIGURATION, "in use", Severity.WARNING, "`ovs-hotswap status`"),
     "broker": Kind(Section.BROKER, "broker", Severity.WARNING, "`ovs-hotswap broker status`"),
+    "flow": Kind(Section.INSTANCES, "flow log", Severity.WARNING, "`ovs-hotswap flowlog show`"),
 }
 REQUIRED = {
     about: Kind(Section.STANDBY, about, Severity.ERROR, PROBLEMS[about].hint) for about in ("watchdog", "standby")

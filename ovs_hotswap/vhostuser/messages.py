@@ -136,14 +136,12 @@ class ProtocolFeature(enum.IntEnum):
 # Masked: SLAVE_REQ (5) and SLAVE_SEND_FD (10), since a second channel would bypass the broker; PAGEFAULT (8);
 # CONFIG (9); HOST_NOTIFIER (11); INFLIGHT_SHMFD (12), since DPDK recovers a split ring from used->idx.
 CARRIED_PROTOCOL_FEATURES = sum(1 << bit for bit in ProtocolFeature)
+_FEATURE_NAMES = {int(bit): bit.name for bit in Feature}
 
 
 def feature_names(bits: int) -> list[str]:
     """Return the names of the set bits, lowest first; a bit without a name here is called ``bit 34``."""
     return [_FEATURE_NAMES.get(bit, f"bit {bit}") for bit in range(bits.bit_length()) if bits >> bit & 1]
-
-
-_FEATURE_NAMES = {int(bit): bit.name for bit in Feature}
 
 
 @dataclass(frozen=True, slots=True)

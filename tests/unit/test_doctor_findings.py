@@ -250,6 +250,7 @@ PLANTED: list[tuple[Kind, Plant]] = [
     (running.PROBLEMS["standby"], status(watch__standby=None)),
     (running.PROBLEMS["configuration"], status(watch__differing=[Change("watch.hang_ms", 500, 700)])),
     (running.PROBLEMS["broker"], status(broker__config_fault="not TOML")),
+    (running.PROBLEMS["flow"], status(flowlog={"problems": [{"text": "the relay does not run", "hint": None}]})),
     (running.REQUIRED["watchdog"], required(watch__running=False)),
     (running.REQUIRED["standby"], required(watch__standby=None)),
 ]  # fmt: skip
