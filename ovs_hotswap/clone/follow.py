@@ -8,7 +8,7 @@ active side.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -184,8 +184,13 @@ class Follower:
         target = self._bridge(self._new, name).read(source.version, self._own_cookie)
         ports, there = foreign_ports(rows, name), foreign_ports(self._databases.rows(self._new), name)
         both = {port for port in ports if port in there}
-        vms = {port for port, kind in ports.items() if kind == "dpdkvhostuserclient"}
+        vms = vms_of(ports)
         return with_ports(kept(source), both, vms), with_ports(target, both, vms)
+
+
+def vms_of(ports: Mapping[str, str]) -> set[str]:
+    """Return the numbers of VMs' ports among those of ``foreign_ports``."""
+    return {number for number, kind in ports.items() if kind == "dpdkvhostuserclient"}
 
 
 def foreign_bridges(rows: Rows) -> list[str]:

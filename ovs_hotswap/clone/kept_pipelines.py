@@ -14,10 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from ovs_hotswap.clone.compare import commands, with_ports
 from ovs_hotswap.clone.dumps import Flow, Pipeline, Tlv
-from ovs_hotswap.clone.follow import Bridge, foreign_bridges, foreign_ports
+from ovs_hotswap.clone.follow import Bridge, foreign_bridges, foreign_ports, vms_of
 from ovs_hotswap.clone.rows import Rows, refs, single
-
-VM_PORT = "dpdkvhostuserclient"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +78,6 @@ def give_back(bridge: Bridge, rows: Rows, name: str, kept: Pipeline) -> None:
     """Make the pipeline of a switch that has just started like the one that was kept of its bridge. Raises
     SwitchError."""
     ports = foreign_ports(rows, name)
-    vms = {number for number, kind in ports.items() if kind == VM_PORT}
+    vms = vms_of(ports)
     current = bridge.read(kept.version)
     bridge.send(commands(with_ports(current, ports, vms), with_ports(kept, ports, vms)))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.switch.column_values import map_of, pairs, uuids
 from ovs_hotswap.switch.rpc import transact
 from ovs_hotswap.switch.unixctl import appctl
 
@@ -52,22 +53,22 @@ def hold(socket: Path) -> tuple[str, ...]:
     Returns the targets. It may be repeated. Its undo is ``release``. Raises SwitchError; then nothing was changed.
     """
     root, bridges, controllers = _read(socket)
-    run_dir = _map(root["external_ids"]).get("rundir", _RUN_DIR)
+    run_dir = pairs(root["external_ids"]).get("rundir", _RUN_DIR)
     operations, held = [], []
     for bridge in bridges:
-        rows = [controllers[uuid] for uuid in _uuids(bridge["controller"])]
-        left = [row for row in rows if TARGET not in _map(row["external_ids"])]
+        rows = [controllers[uuid] for uuid in uuids(bridge["controller"])]
+        left = [row for row in rows if TARGET not in pairs(row["external_ids"])]
         if not left:
             continue
-        ids = _map(bridge["external_ids"])
+        ids = pairs(bridge["external_ids"])
         if FAIL_MODE not in ids:
             ids[FAIL_MODE] = bridge["fail_mode"] if isinstance(bridge["fail_mode"], str) else ""
-            operations.append(_update("Bridge", bridge, {"fail_mode": _SECURE, "external_ids": _to_map(ids)}))
+            operations.append(_update("Bridge", bridge, {"fail_mode": _SECURE, "external_ids": map_of(ids)}))
         for row in left:
             held.append(str(row["target"]))
             operations.append(_update("Controller", row, {
                 "target": nowhere(held[-1], run_dir, bridge["name"], row["_uuid"][1]),
-                "external_ids": _to_map({**_map(row["external_ids"]), TARGET: held[-1]}),
+                "external_ids": map_of({**pairs(row["external_ids"]), TARGET: held[-1]}),
             }))  # fmt: skip
     _change(socket, operations)
     return tuple(held)
@@ -79,15 +80,15 @@ def release(socket: Path) -> tuple[str, ...]:
     _, bridges, controllers = _read(socket)
     operations, released = [], []
     for row in controllers.values():
-        ids = _map(row["external_ids"])
+        ids = pairs(row["external_ids"])
         if TARGET in ids:
             released.append(ids.pop(TARGET))
-            operations.append(_update("Controller", row, {"target": released[-1], "external_ids": _to_map(ids)}))
+            operations.append(_update("Controller", row, {"target": released[-1], "external_ids": map_of(ids)}))
     for bridge in bridges:
-        ids = _map(bridge["external_ids"])
+        ids = pairs(bridge["external_ids"])
         if FAIL_MODE in ids:
             mode = ids.pop(FAIL_MODE)
-            row = {"fail_mode": mode or ["set", []], "external_ids": _to_map(ids)}
+            row = {"fail_mode": mode or ["set", []], "external_ids": map_of(ids)}
             operations.append(_update("Bridge", bridge, row))
     _change(socket, operations)
     return tuple(released)
@@ -124,15 +125,3 @@ def _change(socket: Path, operations: list[Row]) -> None:
 
 def _update(table: str, row: Row, columns: Row) -> Row:
     return {"op": "update", "table": table, "where": [["_uuid", "==", row["_uuid"]]], "row": columns}
-
-
-def _uuids(column: list[Any]) -> list[str]:
-    return [column[1]] if column[0] == "uuid" else [uuid for _, uuid in column[1]]
-
-
-def _map(column: list[Any]) -> dict[str, str]:
-    return dict(column[1])
-
-
-def _to_map(values: dict[str, str]) -> list[Any]:
-    return ["map", [list(pair) for pair in values.items()]]

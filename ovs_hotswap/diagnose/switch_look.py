@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ovs_hotswap.clone.dumps import parse_ports
 from ovs_hotswap.counters.reading import PARTS, CounterReader
@@ -24,6 +24,7 @@ from ovs_hotswap.host import flow_tables
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Life, Side
 from ovs_hotswap.overlay.tables import Form
+from ovs_hotswap.switch.column_values import uuids
 from ovs_hotswap.switch.datapath import USERSPACE, DatapathPort, parse_numbers, ports_with_mtus
 from ovs_hotswap.switch.openflow import WITH_BUNDLES, OpenFlow
 from ovs_hotswap.switch.pmd import parse_pmd_iterations
@@ -154,8 +155,8 @@ class SwitchLook:
         selects = [{"op": "select", "table": table, "where": [], "columns": each} for table, each in columns.items()]
         answers = transact(self._instance.paths.db_socket, selects, timeout=_ANSWER_S)
         bridges, ports, interfaces = (answer["rows"] for answer in answers)
-        bridge_of = {uuid: row["name"] for row in bridges for uuid in _uuids(row["ports"])}
-        port_of = {uuid: row["_uuid"][1] for row in ports for uuid in _uuids(row["interfaces"])}
+        bridge_of = {uuid: row["name"] for row in bridges for uuid in uuids(row["ports"])}
+        port_of = {uuid: row["_uuid"][1] for row in ports for uuid in uuids(row["interfaces"])}
         found = ((row["name"], bridge_of.get(port_of.get(row["_uuid"][1], ""))) for row in interfaces)
         return {name: bridge for name, bridge in found if bridge is not None}
 
@@ -215,8 +216,3 @@ def _only(counters: SwitchCounters, names: Collection[str]) -> SwitchCounters:
     return replace(counters, ports={
         name: port if name in names else replace(port, statistics={}) for name, port in counters.ports.items()
     })  # fmt: skip
-
-
-def _uuids(value: Any) -> list[str]:
-    """The identifiers in a set of them, or the only one (RFC 7047, 5.1)."""
-    return [each[1] for each in value[1]] if value[0] == "set" else [value[1]]

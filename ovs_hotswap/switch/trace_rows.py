@@ -13,6 +13,7 @@ from typing import Any
 
 from ovs_hotswap.errors import PrecheckFailed, SwitchError
 from ovs_hotswap.model import MAX_MIRRORS
+from ovs_hotswap.switch.column_values import map_of, members, pairs, uuids
 from ovs_hotswap.switch.owned import MARK
 
 TRACE = "trace"
@@ -94,32 +95,32 @@ class Rows:
         return tuple(found for bridge in self.tables["Bridge"].values() if (found := self._left(bridge)) is not None)
 
     def _left(self, bridge: Mapping[str, Any]) -> Left | None:
-        ports = [uuid for uuid in _uuids(bridge["ports"]) if self._is_ours("Port", uuid)]
-        mirrors = [uuid for uuid in _uuids(bridge["mirrors"]) if self._is_ours("Mirror", uuid)]
+        ports = [uuid for uuid in uuids(bridge["ports"]) if self._is_ours("Port", uuid)]
+        mirrors = [uuid for uuid in uuids(bridge["mirrors"]) if self._is_ours("Mirror", uuid)]
         if not ports and not mirrors:
             return None
         rows = [self.tables["Port"][uuid] for uuid in ports] + [self.tables["Mirror"][uuid] for uuid in mirrors]
-        owners = (_owner(_map(row["external_ids"])) for row in rows)
+        owners = (_owner(pairs(row["external_ids"])) for row in rows)
         owner = next((each for each in owners if each is not None), None)
         return Left(str(bridge["name"]), owner, tuple(ports), tuple(mirrors))
 
     def _is_ours(self, table: str, uuid: str) -> bool:
         row = self.tables[table].get(uuid)
-        return row is not None and _map(row["external_ids"]).get(MARK) == TRACE
+        return row is not None and pairs(row["external_ids"]).get(MARK) == TRACE
 
     def names(self) -> dict[tuple[str, str], str]:
         """The names of the ports that have a number, by bridge and OpenFlow number as ``ofproto/trace`` prints it."""
         found = {}
         for bridge in self.tables["Bridge"].values():
             for interface in self._interfaces(bridge):
-                for number in _set(interface["ofport"]):
+                for number in members(interface["ofport"]):
                     found[str(bridge["name"]), str(number)] = str(interface["name"])
             found[str(bridge["name"]), "LOCAL"] = f"the bridge {bridge['name']} itself"
         return found
 
     def _interfaces(self, bridge: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-        for port in _uuids(bridge["ports"]):
-            for uuid in _uuids(self.tables["Port"].get(port, {"interfaces": ["set", []]})["interfaces"]):
+        for port in uuids(bridge["ports"]):
+            for uuid in uuids(self.tables["Port"].get(port, {"interfaces": ["set", []]})["interfaces"]):
                 if uuid in self.tables["Interface"]:
                     yield self.tables["Interface"][uuid]
 
@@ -130,26 +131,26 @@ class Rows:
             for bridge in self.tables["Bridge"].values()
             for interface in self._interfaces(bridge)
             if interface["type"] in _VM_TYPES
-            for number in _set(interface["ofport"])
+            for number in members(interface["ofport"])
             if number > 0
         }
 
     def mac(self, port: str) -> str | None:
         """The MAC of the VM at a port, as libvirt and Nova write it to its interface (``external_ids``)."""
         rows = [row for row in self.tables["Interface"].values() if row["name"] == port]
-        found = next((_map(row["external_ids"]).get("attached-mac") for row in rows), None)
+        found = next((pairs(row["external_ids"]).get("attached-mac") for row in rows), None)
         return None if found is None else found.lower()
 
     @property
     def offloads(self) -> bool:
         """Whether flows of the datapath may be carried out by a NIC."""
-        return _map(self._root[1]["other_config"]).get("hw-offload") == "true"
+        return pairs(self._root[1]["other_config"]).get("hw-offload") == "true"
 
     @property
     def fault(self) -> str | None:
         """Why ovs-vswitchd could not make the port of a trace; ``None`` if it did, or has not tried yet."""
         rows = [row for row in self.tables["Interface"].values() if row["name"] == NAME]
-        return next((str(text) for row in rows for text in _set(row["error"])), None)
+        return next((str(text) for row in rows for text in members(row["error"])), None)
 
     def make(self, bridge: str, port: str, owner: Owner, snaplen: int, filters: Sequence[str | None]) -> Operations:
         """Have the packets of ``port`` copied to a port of their own, of each packet the first ``snaplen`` bytes. There
@@ -162,23 +163,23 @@ class Rows:
         if found is None:
             raise PrecheckFailed(f"there is no bridge {bridge}", hint="`ovs-vsctl list-br`")
         uuid, row = found
-        source = next((each for each in _uuids(row["ports"]) if self.tables["Port"][each]["name"] == port), None)
+        source = next((each for each in uuids(row["ports"]) if self.tables["Port"][each]["name"] == port), None)
         if source is None:
             raise PrecheckFailed(f"bridge {bridge} has no port {port}", hint="`ovs-vsctl show` lists the ports")
         if row["datapath_type"] != "netdev":
             raise PrecheckFailed(f"bridge {bridge} is not in the userspace datapath (its datapath_type)")
-        there = len(list(_uuids(row["mirrors"])))
+        there = len(uuids(row["mirrors"]))
         if there + len(filters) > MAX_MIRRORS:
             raise PrecheckFailed(
                 f"bridge {bridge} has {there} mirrors, and room for {MAX_MIRRORS}: a trace needs {len(filters)}",
                 hint="`ovs-vsctl list mirror`",
             )
-        marks = _map_of({MARK: TRACE, VM_KEY: owner.vm, PID_KEY: str(owner.pid), BORN_KEY: str(owner.born or "")})
+        marks = map_of({MARK: TRACE, VM_KEY: owner.vm, PID_KEY: str(owner.pid), BORN_KEY: str(owner.born or "")})
         vlan = {column: self.tables["Port"][source][column] for column in VLAN_COLUMNS}
         operations: Operations = [
             _insert("Interface", "trace_interface", name=NAME, type="internal", external_ids=marks),
             _insert("Port", "trace_port", name=NAME, interfaces=["named-uuid", "trace_interface"], external_ids=marks,
-                    other_config=_map_of({"stp-enable": "false", "rstp-enable": "false"}), **vlan),
+                    other_config=map_of({"stp-enable": "false", "rstp-enable": "false"}), **vlan),
             _change("Bridge", uuid, "ports", "insert", [["named-uuid", "trace_port"]]),
         ]  # fmt: skip
         for number, each in enumerate(filters):
@@ -204,15 +205,15 @@ class Rows:
             if owner is not None and each.owner != owner:
                 continue
             bridge = next(uuid for uuid, row in self.tables["Bridge"].items() if row["name"] == each.bridge)
-            for column, uuids in (("mirrors", each.mirrors), ("ports", () if mirrors_only else each.ports)):
-                if uuids:
-                    operations.append(_change("Bridge", bridge, column, "delete", [["uuid", uuid] for uuid in uuids]))
+            for column, gone in (("mirrors", each.mirrors), ("ports", () if mirrors_only else each.ports)):
+                if gone:
+                    operations.append(_change("Bridge", bridge, column, "delete", [["uuid", uuid] for uuid in gone]))
             if mirrors_only and each.mirrors:
                 operations += [self._other_vlan(uuid) for uuid in each.ports]
         return self._committed(operations)
 
     def _other_vlan(self, port: str) -> Operation:
-        tag = next(number for number in (4094, 4093) if number not in _set(self.tables["Port"][port]["tag"]))
+        tag = next(number for number in (4094, 4093) if number not in members(self.tables["Port"][port]["tag"]))
         row: Operation = {"vlan_mode": "access", "tag": tag, "trunks": ["set", []], "cvlans": ["set", []]}
         return {"op": "update", "table": "Port", "where": [["_uuid", "==", ["uuid", port]]], "row": row}
 
@@ -239,19 +240,3 @@ def _insert(table: str, key: str, **row: Any) -> Operation:
 def _change(table: str, uuid: str, column: str, how: str, what: Iterable[list[str]]) -> Operation:
     return {"op": "mutate", "table": table, "where": [["_uuid", "==", ["uuid", uuid]]],
             "mutations": [[column, how, ["set", list(what)]]]}  # fmt: skip
-
-
-def _set(value: Any) -> list[Any]:
-    return list(value[1]) if isinstance(value, list) and value and value[0] == "set" else [value]
-
-
-def _uuids(value: Any) -> Iterator[str]:
-    return (each[1] for each in _set(value))
-
-
-def _map(value: Any) -> dict[str, str]:
-    return {key: held for key, held in value[1]}
-
-
-def _map_of(values: Mapping[str, str]) -> list[Any]:
-    return ["map", [[key, value] for key, value in sorted(values.items())]]

@@ -38,8 +38,8 @@ class CloneKeeper:
     def turn(self, host: Host, active: Side, unfinished: Callable[[], bool]) -> Task:
         """Do what the active instance needs next, and return it. ``unfinished``: whether an upgrade is. Raises
         BusyError while a command works with the instances, and any fault of the task."""
-        if unfinished() or not host.instances[active].ours:
-            keeping = "an upgrade is not finished" if unfinished() else "the distribution's switch is active"
+        if (upgrading := unfinished()) or not host.instances[active].ours:
+            keeping = "an upgrade is not finished" if upgrading else "the distribution's switch is active"
             self._board.update(active=active, standby=None, keeping=keeping)
             return Task.NOTHING
         if host.instances[active].pid() is not None:

@@ -388,9 +388,9 @@ class Watchdog:
             if self._config.watch.mode == "required":
                 keeper.bring_up()
             try:
+                self._watch(board, keeper)
                 while not self._stop.is_set():
-                    self._watch(board, keeper)
-                    keeper = self._keeper(board)
+                    self._watch(board, self._keeper(board))
             finally:
                 sd_notify.notify("STOPPING=1")
 

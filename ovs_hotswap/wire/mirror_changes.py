@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from ovs_hotswap.switch.column_values import map_of
 from ovs_hotswap.wire.mirror_flows import FAR_PORTS, LINK_PORT, NEAR_PORTS, Mode
 from ovs_hotswap.wire.mirror_rows import (
     LINK_KEY,
@@ -23,7 +24,6 @@ from ovs_hotswap.wire.mirror_rows import (
     Port,
     Rows,
     Wanted,
-    map_of,
 )
 
 NO_VLAN = {"trunks": 4095}

@@ -6,12 +6,13 @@ finds it again; what a patch port is for is in its external_ids as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ovs_hotswap.errors import PrecheckFailed, SwitchError
 from ovs_hotswap.model import MAX_MIRRORS
+from ovs_hotswap.switch.column_values import map_of, members, pairs, uuids
 from ovs_hotswap.switch.owned import MARK
 from ovs_hotswap.wire.mirror_flows import LINK_PORT, MAX_TAG, NEAR_PORTS, Carried, Mode
 
@@ -138,15 +139,15 @@ class Rows:
         if root is None:
             raise SwitchError("the database of the switch is empty", hint="`ovs-vsctl --no-wait init`")
         bridges = {}
-        for uuid in _uuids(root["bridges"]):
+        for uuid in uuids(root["bridges"]):
             row = by_table["Bridge"][uuid]
-            ports = [_port(by_table, each, row["name"]) for each in _uuids(row["ports"])]
-            mirrors = tuple(_mirror(by_table["Mirror"][each]) for each in _uuids(row["mirrors"]))
+            ports = [_port(by_table, each, row["name"]) for each in uuids(row["ports"])]
+            mirrors = tuple(_mirror(by_table["Mirror"][each]) for each in uuids(row["mirrors"]))
             bridges[row["name"]] = Bridge(
                 uuid, row["name"], row["datapath_type"] == "netdev",
                 {port.name: port for port in ports}, mirrors,
             )  # fmt: skip
-        return cls(root["_uuid"][1], bridges, _map(root["other_config"]))
+        return cls(root["_uuid"][1], bridges, pairs(root["other_config"]))
 
     @property
     def open(self) -> bool:
@@ -271,40 +272,24 @@ def see_room(rows: Rows, wanted: Iterable[Wanted]) -> None:
 
 def _port(by_table: Mapping[str, Mapping[str, Any]], uuid: str, bridge: str) -> Port:
     row = by_table["Port"][uuid]
-    interfaces = [by_table["Interface"][each] for each in _uuids(row["interfaces"])]
-    numbers = sorted(number for each in interfaces for number in _set(each["ofport"]) if number > 0)
-    mtus = [next(iter(_set(each["mtu"]) or _set(each["mtu_request"])), _DEFAULT_MTU) for each in interfaces]
+    interfaces = [by_table["Interface"][each] for each in uuids(row["interfaces"])]
+    numbers = sorted(number for each in interfaces for number in members(each["ofport"]) if number > 0)
+    mtus = [next(iter(members(each["mtu"]) or members(each["mtu_request"])), _DEFAULT_MTU) for each in interfaces]
     return Port(uuid, row["name"], bridge, tuple(numbers), max(mtus, default=_DEFAULT_MTU), _vlan(row),
-                _map(row["external_ids"]))  # fmt: skip
+                pairs(row["external_ids"]))  # fmt: skip
 
 
 def _vlan(row: Mapping[str, Any]) -> dict[str, Any]:
-    kind = {key: value for key, value in _map(row["other_config"]).items() if key == _VLAN_KEY}
+    kind = {key: value for key, value in pairs(row["other_config"]).items() if key == _VLAN_KEY}
     return {**{column: row[column] for column in VLAN_COLUMNS}, "other_config": map_of(kind)}
 
 
 def _mirror(row: Mapping[str, Any]) -> Mirror:
     return Mirror(
-        row["_uuid"][1], row["name"], bool(row["select_all"]), tuple(_uuids(row["select_dst_port"])),
-        next(iter(_uuids(row["output_port"])), None), _is_ours(row),
+        row["_uuid"][1], row["name"], bool(row["select_all"]), tuple(uuids(row["select_dst_port"])),
+        next(iter(uuids(row["output_port"])), None), _is_ours(row),
     )  # fmt: skip
 
 
 def _is_ours(row: Mapping[str, Any]) -> bool:
-    return _map(row["external_ids"]).get(MARK) == OURS[MARK]
-
-
-def _set(value: Any) -> list[Any]:
-    return list(value[1]) if isinstance(value, list) and value and value[0] == "set" else [value]
-
-
-def _uuids(value: Any) -> Iterator[str]:
-    return (each[1] for each in _set(value))
-
-
-def _map(value: Any) -> dict[str, str]:
-    return {key: held for key, held in value[1]}
-
-
-def map_of(values: Mapping[str, str]) -> list[Any]:
-    return ["map", [[key, value] for key, value in sorted(values.items())]]
+    return pairs(row["external_ids"]).get(MARK) == OURS[MARK]
